@@ -1,0 +1,1 @@
+"""The auth service: keys, limits, leases and the book of tokens."""

@@ -1,0 +1,41 @@
+"""Notices that config.yaml changed and hands the new settings to whoever follows them.
+
+A file that cannot be used changes nothing and is said so in the log, once per version of the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm_proxy.common.settings import ConfigError, Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+
+async def watch_settings(path: Path, apply: Callable[[Settings], None], interval_s: float = 1.0) -> None:
+    """Calls `apply` after each change of `path`, until cancelled."""
+    seen = _stamp(path)
+    while True:
+        await asyncio.sleep(interval_s)
+        stamp = _stamp(path)
+        if stamp == seen:
+            continue
+        seen = stamp
+        try:
+            loaded = await asyncio.to_thread(load_settings, path)
+        except ConfigError as e:
+            log.error("configuration not applied", extra={"detail": str(e)})
+            continue
+        apply(loaded.settings)
+        log.info("configuration applied", extra={"path": str(path)})
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

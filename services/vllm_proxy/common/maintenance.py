@@ -1,0 +1,92 @@
+"""The MaintenanceService of every service: its log files and its effective configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_proxy.api.common.v1 import maintenance_pb2 as pb
+from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
+from vllm_proxy.common.settings import LoadedSettings
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["MaintenanceService"].full_name
+SECONDS_PER_DAY = 86_400
+
+
+class LogFolder:
+    """The files `<stem>.log` and their rotated siblings (`<stem>.log.1`, `<stem>.log.2.gz`) in one folder.
+
+    Only regular files directly in the folder count; links are never followed and never removed.
+    """
+
+    def __init__(self, folder: Path, stems: Iterable[str]) -> None:
+        self._folder = folder
+        self._live = {f"{stem}.log" for stem in stems}
+
+    def files(self) -> list[pb.LogFile]:
+        found: list[pb.LogFile] = []
+        if not self._folder.is_dir():
+            return found
+        for path in sorted(self._folder.iterdir()):
+            live = path.name in self._live
+            if path.is_symlink() or not path.is_file() or not (live or self._rotated(path.name)):
+                continue
+            stat = path.stat()
+            found.append(
+                pb.LogFile(name=path.name, size_bytes=stat.st_size, modified_at_s=int(stat.st_mtime), in_use=live)
+            )
+        return found
+
+    def _rotated(self, name: str) -> bool:
+        return any(name.startswith(f"{live}.") for live in self._live)
+
+    def clean(self, older_than_days: int, dry_run: bool) -> list[pb.LogFile]:
+        """Removes rotated files whose last change is at least so many days ago; returns them."""
+        limit = time.time() - older_than_days * SECONDS_PER_DAY
+        old = [file for file in self.files() if not file.in_use and file.modified_at_s <= limit]
+        if not dry_run:
+            for file in old:
+                (self._folder / file.name).unlink(missing_ok=True)
+        return old
+
+
+class MaintenanceServicer(maintenance_pb2_grpc.MaintenanceServiceServicer):
+    """Add to a service's gRPC server under SERVICE_NAME."""
+
+    def __init__(self, loaded: LoadedSettings, logs: LogFolder) -> None:
+        self._loaded = loaded
+        self._logs = logs
+
+    async def GetLogStats(self, request: pb.GetLogStatsRequest, context: Any) -> pb.GetLogStatsResponse:
+        files = await asyncio.to_thread(self._logs.files)
+        return pb.GetLogStatsResponse(files=files, total_bytes=sum(file.size_bytes for file in files))
+
+    async def CleanLogs(self, request: pb.CleanLogsRequest, context: Any) -> pb.CleanLogsResponse:
+        removed = await asyncio.to_thread(self._logs.clean, request.older_than_days, request.dry_run)
+        return pb.CleanLogsResponse(removed=removed, freed_bytes=sum(file.size_bytes for file in removed))
+
+    async def GetEffectiveConfig(
+        self, request: pb.GetEffectiveConfigRequest, context: Any
+    ) -> pb.GetEffectiveConfigResponse:
+        text = yaml.safe_dump(self._loaded.settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return pb.GetEffectiveConfigResponse(yaml=_mask(text), path=str(self._loaded.path))
+
+
+def _mask(text: str) -> str:
+    """Hides the values of keys that look like secrets, and passwords inside URLs."""
+    lines = []
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        word = key.strip().lower()
+        if colon and value.strip() and any(s in word for s in ("secret", "token:", "password", "api_key:", "_token")):
+            line = f"{key}: '***'"
+        elif "--api-key" in line:
+            head, _, _ = line.partition("--api-key")
+            line = f"{head}--api-key '***'"
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""gRPC as every service uses it: one server shape, one channel shape, one error mapping."""

@@ -1,0 +1,395 @@
+"""The whole of `config/config.yaml`: its schema, its defaults, and how it is read.
+
+The environment is used for secrets only. A relative path is relative to the project root, the folder that holds
+`config/`; every service makes that its working directory at start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+#: The environment variable that holds the token services show each other. Needed once a gRPC listener leaves
+#: loopback or a Unix socket.
+INTERNAL_TOKEN_VARIABLE = "VLLM_PROXY_INTERNAL_TOKEN"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+EngineKind = Literal["vllm", "sglang", "sim"]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one line per fault, each naming its key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RateLimit(Section):
+    qps: Annotated[float, Field(gt=0)] | None = None
+    """Requests per second of each key; null: unlimited."""
+    concurrent: PositiveInt | None = None
+    """Requests of each key that run at once; null: unlimited."""
+    tokens_per_minute: PositiveInt | None = None
+    """Prompt and response tokens per minute of each key; null: unlimited."""
+
+
+class LoraPreload(Section):
+    name: str
+    path: Path
+    base_model_name: str | None = None
+
+
+class RuntimeResolver(Section):
+    allow_runtime_updates: bool = True
+    """Whether adapters may be loaded and unloaded while the engine runs."""
+    plugins: list[str] = ["lora_filesystem_resolver"]
+    """With lora_filesystem_resolver, an adapter in cache_dir/<name> is loaded at its first request."""
+    cache_dir: Path = Path("./lora_cache")
+
+
+class Lora(Section):
+    enabled: bool = True
+    max_lora_rank: PositiveInt = 64
+    max_loras: PositiveInt = 4
+    """Adapters that compute in one batch."""
+    max_cpu_loras: PositiveInt = 4
+    """Adapters that stay in memory; at least max_loras."""
+    preload: list[LoraPreload] = []
+    """Loaded at start: name, path, base_model_name."""
+    allowed_roots: list[Path] = [Path("./adapters"), Path("/data/lora")]
+    """Folders that adapters may be loaded from, besides cache_dir and the preloaded ones."""
+    default_mm_loras: dict[str, str] = {}
+    """Modality -> adapter path, for multi-modal models."""
+    limit_mm_per_prompt: dict[str, Any] = {}
+    """Modality -> items per prompt."""
+    runtime_resolver: RuntimeResolver = RuntimeResolver()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _raise_cpu_loras(cls, data: Any) -> Any:
+        # The guide's own example has max_cpu_loras 2 below max_loras 4, which vLLM refuses.
+        if isinstance(data, dict):
+            loras = data.get("max_loras", 4)
+            cpu = data.get("max_cpu_loras", loras)
+            too_few = isinstance(loras, int) and isinstance(cpu, int) and 0 < cpu < loras
+            if too_few or "max_cpu_loras" not in data:
+                data = {**data, "max_cpu_loras": loras}
+        return data
+
+
+class EngineSection(Section):
+    """How one engine is started."""
+
+    auto_start: bool = False
+    """Whether starting the edge alone starts the engine too."""
+    launch_mode: Literal["python_api", "cli", "attached"] = "python_api"
+    """python_api: the engine lives in the engine host. cli: the host starts the command. attached: others run it."""
+    start_cmd_file: Path
+    start_cmd: str | None = None
+    """The start command itself; wins over start_cmd_file."""
+    log_file: Path
+    """The engine's own output."""
+    pid_file: Path
+    extra_env: dict[str, str] = {}
+    """Added to the engine's environment."""
+
+    @field_validator("extra_env", mode="before")
+    @classmethod
+    def _stringify(cls, value: Any) -> Any:
+        return {k: str(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    def command(self) -> str:
+        """The start command, comments and line continuations removed. Empty if there is none."""
+        if self.start_cmd and self.start_cmd.strip():
+            return _command_text(self.start_cmd)
+        try:
+            return _command_text(self.start_cmd_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return ""
+
+
+def _command_text(text: str) -> str:
+    lines = (line.strip().removesuffix("\\") for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return " ".join(line.strip() for line in lines if line.strip())
+
+
+class Vllm(EngineSection):
+    start_cmd_file: Path = Path("config/vllm_start_cmd.txt")
+    log_file: Path = Path("logs/vllm.log")
+    pid_file: Path = Path(".pids/vllm.pid")
+    lora: Lora = Lora()
+
+
+class Sglang(EngineSection):
+    start_cmd_file: Path = Path("config/sglang_start_cmd.txt")
+    log_file: Path = Path("logs/sglang.log")
+    pid_file: Path = Path(".pids/sglang.pid")
+
+
+class Sim(Section):
+    """The simulated engine, for load tests."""
+
+    model: str = "sim"
+    step_ms: Annotated[float, Field(gt=0)] = 10.0
+    """One decode step of the whole batch."""
+    prefill_tokens_per_s: Annotated[float, Field(gt=0)] = 20_000
+    max_num_seqs: PositiveInt = 4096
+    """Requests in one batch; more wait."""
+    kv_cache_tokens: PositiveInt = 10_000_000
+    max_model_len: PositiveInt = 1_000_000
+    http_port: Port | None = None
+    """If set, the simulator's own minimal HTTP server listens there on loopback (for comparisons)."""
+    adapters: list[str] = []
+    """Adapters that it pretends to have, each answering with its own name."""
+
+
+class Edge(Section):
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    """A larger request body is answered with 413."""
+    max_header_bytes: PositiveInt = 64 * 1024
+    """Larger request headers are answered with 431."""
+    request_timeout_s: PositiveSeconds = 3600
+    """From the last byte of the request to the last byte of the response."""
+    body_timeout_s: PositiveSeconds = 60
+    """How long a client may take to send its body."""
+    client_stall_timeout_s: PositiveSeconds = 120
+    """A client that reads nothing for so long is cut off; a slow one never is."""
+    response_window_bytes: Annotated[int, Field(ge=16 * 1024)] = 256 * 1024
+    """Response bytes of one request that may be on their way to a client."""
+    admission_timeout_s: PositiveSeconds = 10
+    """How long a request waits for the auth service, its restart included."""
+    capacity_wait_s: Annotated[float, Field(ge=0)] = 5
+    """How long a request waits for an engine host when none is there, before 503."""
+    drain_timeout_s: PositiveSeconds = 30
+    """How long running requests may take to end at a stop."""
+    drain_notice_s: Annotated[float, Field(ge=0)] = 0
+    """How long /health says 503 before the listener closes, so that balancers see it."""
+    keep_alive_timeout_s: PositiveSeconds = 75
+    trusted_proxies: list[str] = ["127.0.0.1", "::1"]
+    """Addresses whose X-Forwarded-For is believed."""
+
+
+class Auth(Section):
+    address: str = "unix:.run/auth.sock"
+    """Where AuthService listens: unix:PATH or host:port."""
+    store: str = "sqlite:state/auth.db"
+    """Where leases and usage are kept."""
+    synchronous: Literal["normal", "full"] = "normal"
+    """SQLite durability: normal survives kill -9, full also a power cut."""
+    default_response_tokens: PositiveInt = 1024
+    """Response tokens to reserve when a request does not say max_tokens."""
+    lease_ttl_s: PositiveSeconds = 30
+    """A lease that nobody renews for so long lapses."""
+    settle_grace_s: PositiveSeconds = 300
+    """How long a host's count may still replace an edge's."""
+    drain_timeout_s: PositiveSeconds = 5
+
+
+class Router(Section):
+    address: str = "unix:.run/router.sock"
+    """Where RouterService listens."""
+    state_file: Path = Path("state/router.db")
+    """Where adapter declarations are kept."""
+    policy: Literal["least_loaded", "round_robin"] = "least_loaded"
+    heartbeat_s: PositiveSeconds = 1.0
+    """How often hosts report."""
+    host_timeout_s: PositiveSeconds = 2.5
+    """A host that did not report for so long is out of the table."""
+    adapter_timeout_s: PositiveSeconds = 300
+    """How long all hosts together may take to load or unload an adapter."""
+    drain_timeout_s: PositiveSeconds = 2
+
+
+class EngineHost(Section):
+    """What all engine hosts share."""
+
+    drain_timeout_s: PositiveSeconds = 30
+    """How long running requests may take to end at a stop."""
+    adapter_load_timeout_s: PositiveSeconds = 120
+    adapter_drain_timeout_s: PositiveSeconds = 120
+    """How long an unload waits for the adapter's running requests before it aborts them."""
+    max_in_flight: PositiveInt = 8192
+    """Requests that one host holds; more are answered with 503."""
+    unacked_limit: PositiveInt = 100_000
+    """Ended requests that wait for their acknowledgement; the oldest are settled by the host."""
+
+
+class EngineHostSpec(Section):
+    """One engine host by name."""
+
+    engine: EngineKind
+    address: str | None = None
+    """Where its EngineService listens; null: unix:.run/engine-<name>.sock."""
+
+
+class Grpc(Section):
+    max_message_bytes: Annotated[int, Field(ge=2 * 1024 * 1024)] = 64 * 1024 * 1024
+    """The largest gRPC message that is accepted. Session batches stay at or under 1 MiB."""
+    keepalive_s: PositiveSeconds = 20
+    """How often an idle connection is probed."""
+    keepalive_timeout_s: PositiveSeconds = 10
+    call_timeout_s: PositiveSeconds = 30
+    """The deadline of unary calls between services that carry none of their own."""
+    reconnect_min_s: PositiveSeconds = 0.05
+    reconnect_max_s: PositiveSeconds = 2.0
+
+
+class Logs(Section):
+    dir: Path = Path("logs")
+    max_bytes: PositiveInt = 50 * 1024 * 1024
+    """A service's log is rotated at this size."""
+    backups: Annotated[int, Field(ge=0)] = 10
+    """Rotated files that are kept."""
+
+
+class Settings(Section):
+    """The configuration of all services."""
+
+    vllm_host: str = "localhost"
+    """Where the engine host serves vLLM's own HTTP application. Loopback only."""
+    vllm_port: Port = 8002
+    sglang_host: str = "localhost"
+    sglang_port: Port = 8003
+    fastapi_host: str = "0.0.0.0"
+    """Where the edge listens."""
+    fastapi_port: Port = 8001
+    fastapi_workers: PositiveInt = 1
+    """Edge worker processes."""
+    api_keys_file: Path = Path("config/api_keys.json")
+    rate_limit: RateLimit = RateLimit()
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    model_backend_mapping: dict[str, Literal["vllm", "sglang", "sim"]] = {}
+    """Model name -> engine kind. Empty: models are found on the engines that are up."""
+    vllm: Vllm = Vllm()
+    sglang: Sglang = Sglang()
+    sim: Sim = Sim()
+    edge: Edge = Edge()
+    auth: Auth = Auth()
+    router: Router = Router()
+    engine_host: EngineHost = EngineHost()
+    engine_hosts: dict[str, EngineHostSpec] = {}
+    """Engine hosts by name. Empty: one for each engine that has a start command, named after it."""
+    grpc: Grpc = Grpc()
+    logs: Logs = Logs()
+    pid_dir: Path = Path(".pids")
+    run_dir: Path = Path(".run")
+    """Unix sockets of the services."""
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("engine_hosts")
+    @classmethod
+    def _names(cls, value: dict[str, EngineHostSpec]) -> dict[str, EngineHostSpec]:
+        for name in value:
+            if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
+                raise ValueError(f"{name!r} may have letters, digits, - and _ only")
+        return value
+
+    def hosts(self) -> dict[str, EngineHostSpec]:
+        """The engine hosts to run, addresses filled in. Reads the start-command files."""
+        specs = dict(self.engine_hosts)
+        if not specs:
+            if self.vllm.launch_mode == "attached" or self.vllm.command():
+                specs["vllm"] = EngineHostSpec(engine="vllm")
+            if self.sglang.launch_mode == "attached" or self.sglang.command():
+                specs["sglang"] = EngineHostSpec(engine="sglang")
+        return {
+            name: spec
+            if spec.address
+            else spec.model_copy(update={"address": f"unix:{self.run_dir}/engine-{name}.sock"})
+            for name, spec in specs.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    settings: Settings
+    path: Path
+    root: Path
+    #: Things that were put right; each is worth a line in the log.
+    warnings: tuple[str, ...] = ()
+
+
+def find_root(config_path: Path) -> Path:
+    """The project root of a configuration file: beside its `config/` folder, else its own folder."""
+    folder = config_path.resolve().parent
+    return folder.parent if folder.name == "config" else folder
+
+
+def load_settings(path: Path) -> LoadedSettings:
+    """Reads and checks a configuration file. A missing file is an error, an empty one means all defaults.
+
+    Raises ConfigError.
+    """
+    path = path.resolve()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {e.strerror}") from None
+    try:
+        data = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings")
+    # `vllm:` with nothing below it means the defaults, not null.
+    data = {k: v for k, v in data.items() if not (v is None and k in _SECTIONS)}
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError("\n".join(f"{path}: {_fault(error)}" for error in e.errors())) from None
+    return LoadedSettings(settings, path, find_root(path), tuple(_warnings(data)))
+
+
+def enter_root(loaded: LoadedSettings) -> None:
+    """Makes the project root the working directory, which relative paths in the settings are meant for."""
+    os.chdir(loaded.root)
+
+
+_SECTIONS = frozenset(
+    name for name, field in Settings.model_fields.items() if isinstance(field.default, (BaseModel, dict, list))
+)
+
+
+def _warnings(data: dict[str, Any]) -> list[str]:
+    lora = (data.get("vllm") or {}).get("lora") or {}
+    loras, cpu = lora.get("max_loras", 4), lora.get("max_cpu_loras")
+    if isinstance(cpu, int) and isinstance(loras, int) and cpu < loras:
+        return [f"vllm.lora.max_cpu_loras: {cpu} is below max_loras and was raised to {loras}"]
+    return []
+
+
+def _fault(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    value = error.get("input")
+    shown = f", not {value!r}" if isinstance(value, (str, int, float, bool)) else ""
+    return f"{key}: {error['msg']}{shown}"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key that stands twice, since the first would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)

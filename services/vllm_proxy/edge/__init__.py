@@ -1,0 +1,1 @@
+"""The edge: OpenAI HTTP outside, gRPC inside."""

@@ -1,0 +1,1 @@
+"""The engine host: one engine and its LoRA registry behind gRPC."""

@@ -1,0 +1,1 @@
+"""Engine adapters. An engine's packages are imported here and nowhere else."""

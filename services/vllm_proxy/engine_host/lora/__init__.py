@@ -1,0 +1,1 @@
+"""LoRA adapters on this host: what may be loaded, and what is."""
