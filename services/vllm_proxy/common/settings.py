@@ -191,6 +191,8 @@ class Auth(Section):
     """A lease that nobody renews for so long lapses."""
     settle_grace_s: PositiveSeconds = 300
     """How long a host's count may still replace an edge's."""
+    metrics_port: Port | None = None
+    """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 5
 
 
@@ -206,6 +208,8 @@ class Router(Section):
     """A host that did not report for so long is out of the table."""
     adapter_timeout_s: PositiveSeconds = 300
     """How long all hosts together may take to load or unload an adapter."""
+    metrics_port: Port | None = None
+    """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 2
 
 
@@ -229,6 +233,8 @@ class EngineHostSpec(Section):
     engine: EngineKind
     address: str | None = None
     """Where its EngineService listens; null: unix:.run/engine-<name>.sock."""
+    metrics_port: Port | None = None
+    """If set, Prometheus metrics are served there on loopback."""
 
 
 class Grpc(Section):

@@ -1,0 +1,20 @@
+"""How a service's Prometheus metrics are served. What they are stands in each service's `metrics.py`."""
+
+from __future__ import annotations
+
+import logging
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+log = logging.getLogger(__name__)
+
+#: Buckets for durations of requests to language models, in seconds.
+LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+
+
+def serve_metrics(port: int | None, registry: CollectorRegistry) -> None:
+    """Serves `registry` on loopback in a thread of its own, if a port is configured (0: any)."""
+    if port is None:
+        return
+    server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
+    log.info("metrics", extra={"port": server.server_port})
