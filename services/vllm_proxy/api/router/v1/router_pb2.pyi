@@ -40,7 +40,7 @@ class WatchTableRequest(_message.Message):
     def __init__(self, edge_id: _Optional[str] = ...) -> None: ...
 
 class WatchTableResponse(_message.Message):
-    __slots__ = ("version", "hosts", "policy", "model_backend_mapping")
+    __slots__ = ("version", "hosts", "policy", "model_backend_mapping", "absent_models")
     class ModelBackendMappingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,11 +52,13 @@ class WatchTableResponse(_message.Message):
     HOSTS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MODEL_BACKEND_MAPPING_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_MODELS_FIELD_NUMBER: _ClassVar[int]
     version: int
     hosts: _containers.RepeatedCompositeFieldContainer[Host]
     policy: str
     model_backend_mapping: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[int] = ..., hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ..., policy: _Optional[str] = ..., model_backend_mapping: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    absent_models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ..., policy: _Optional[str] = ..., model_backend_mapping: _Optional[_Mapping[str, str]] = ..., absent_models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Host(_message.Message):
     __slots__ = ("name", "incarnation", "address", "engine", "state", "models", "load", "engine_version", "last_seen_ms", "detail")

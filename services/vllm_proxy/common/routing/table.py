@@ -1,0 +1,126 @@
+"""The routing table: what the router pushed, indexed so that a pick costs a lookup and two comparisons.
+
+Rules. A model goes to a SERVING host that has it. A model in `model_backend_mapping` (or an adapter whose base is)
+goes to hosts of that engine kind only; if none of them has it, to any of that kind. A model whose hosts are all
+away for now has no host, so that the caller can wait or answer 503. Any other name, and None, goes to any
+SERVING host, whose engine then says what is wrong or finds the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_proxy.api.router.v1 import router_pb2 as pb
+from vllm_proxy.common.routing.host import Host, Policy
+from vllm_proxy.common.routing.least_loaded import LeastLoaded
+from vllm_proxy.common.routing.round_robin import RoundRobin
+
+POLICIES: Mapping[str, Callable[[], Policy]] = {LeastLoaded.name: LeastLoaded, RoundRobin.name: RoundRobin}
+
+_NOTHING: Mapping[str, int] = {}
+_ANY = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model that can be asked for now, and who has it."""
+
+    name: str
+    #: The base model's name for an adapter, empty for a base model.
+    base: str
+    #: The first host's own JSON object for `GET /v1/models`.
+    card_json: bytes
+    hosts: tuple[str, ...]
+
+
+class RoutingTable:
+    """The table in force. Empty until the first `apply`; belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        #: Every host of the table by name, also those that take no requests now.
+        self.hosts: dict[str, Host] = {}
+        self._policy: Policy = LeastLoaded()
+        self._pools: dict[str, tuple[Host, ...]] = {}
+        self._any: tuple[Host, ...] = ()
+        self._rows: tuple[ModelRow, ...] = ()
+
+    def apply(self, table: pb.WatchTableResponse, local_in_flight: Mapping[str, int] = _NOTHING) -> None:
+        """Puts a new table in force. `local_in_flight` is what this process has at each host (by name) right now:
+        it is taken out of the hosts' own reports, to which `pick` adds what there is by then."""
+        ordered = sorted(table.hosts, key=lambda host: host.name)
+        self.hosts = {host.name: _host(host, local_in_flight.get(host.name, 0)) for host in ordered}
+        self._any = tuple(host for host in self.hosts.values() if host.serving)
+        self._pools = self._index(ordered, table)
+        self._rows = _rows(host for host in ordered if host.state == pb.HOST_STATE_SERVING)
+        if table.policy != self._policy.name:
+            self._policy = POLICIES.get(table.policy, LeastLoaded)()
+        self.version = table.version
+
+    def candidates(self, model: str | None) -> tuple[Host, ...]:
+        """The hosts that a request for `model` may go to, in the order of their names. May be empty."""
+        return self._pools.get(model, self._any) if model is not None else self._any
+
+    def pick(
+        self,
+        model: str | None,
+        local_in_flight: Mapping[str, int] = _NOTHING,
+        exclude: Collection[str] = (),
+    ) -> Host | None:
+        """The host for one request, or None if none can take it now. `exclude` holds names of hosts (those already
+        tried, those whose session is broken)."""
+        pool = model if model is not None and model in self._pools else _ANY
+        hosts = self._pools[pool] if pool else self._any
+        if exclude:
+            hosts = tuple(host for host in hosts if host.name not in exclude)
+        return self._policy.choose(pool, hosts, local_in_flight) if hosts else None
+
+    def models(self) -> Sequence[ModelRow]:
+        """The models of all SERVING hosts, one row per name: base models first, then adapters."""
+        return self._rows
+
+    def _index(self, reports: Sequence[pb.Host], table: pb.WatchTableResponse) -> dict[str, tuple[Host, ...]]:
+        pools: dict[str, list[Host]] = {name: [] for name in table.absent_models if name}
+        kinds = dict(table.model_backend_mapping)
+        for report in reports:
+            host = self.hosts[report.name]
+            for model in report.models:
+                pool = pools.setdefault(model.name, [])
+                kind = kinds.get(model.name) or kinds.get(model.base)
+                if kind:
+                    kinds.setdefault(model.name, kind)
+                if host.serving and (not kind or kind == host.engine) and host not in pool:
+                    pool.append(host)
+        for name, kind in kinds.items():
+            if not pools.get(name):
+                pools[name] = [host for host in self._any if host.engine == kind]
+        pools.pop(_ANY, None)
+        return {name: tuple(hosts) for name, hosts in pools.items()}
+
+
+def _host(report: pb.Host, local: int) -> Host:
+    load = report.load
+    reported = max(load.in_flight, load.running + load.waiting)
+    return Host(
+        name=report.name,
+        incarnation=report.incarnation,
+        address=report.address,
+        engine=report.engine,
+        state=report.state,
+        others_in_flight=max(0, reported - local),
+        waiting=load.waiting,
+    )
+
+
+def _rows(serving: Iterable[pb.Host]) -> tuple[ModelRow, ...]:
+    first: dict[str, pb.Model] = {}
+    holders: dict[str, list[str]] = {}
+    for report in serving:
+        for model in report.models:
+            first.setdefault(model.name, model)
+            names = holders.setdefault(model.name, [])
+            if report.name not in names:
+                names.append(report.name)
+    rows = [ModelRow(name, model.base, model.card_json, tuple(holders[name])) for name, model in first.items()]
+    return tuple(sorted(rows, key=lambda row: bool(row.base)))
