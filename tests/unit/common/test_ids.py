@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from vllm_proxy.common.ids import accept_request_id, accept_traceparent, new_incarnation, new_request_id
+
+TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("value", [b"abc", b"A-1_b.c:d", b"x" * 128])
+def test_a_harmless_request_id_is_kept(value: bytes) -> None:
+    assert accept_request_id(value) == value.decode()
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"x" * 129, b"a b", b"a\n", b"a\r\nset-cookie: x", b"caf\xc3\xa9", b'{"a"}', b"a/b"]
+)
+def test_any_other_is_replaced(value: bytes | None) -> None:
+    minted = accept_request_id(value)
+    assert minted.startswith("req-")
+    assert accept_request_id(minted.encode()) == minted
+
+
+def test_minted_ids_differ() -> None:
+    assert len({new_request_id() for _ in range(1000)}) == 1000
+    assert len({new_incarnation("edge") for _ in range(1000)}) == 1000
+
+
+def test_a_well_formed_traceparent_is_kept() -> None:
+    assert accept_traceparent(TRACEPARENT) == TRACEPARENT.decode()
+
+
+@pytest.mark.parametrize("value", [None, b"", TRACEPARENT.upper(), TRACEPARENT[:-1], TRACEPARENT + b"\n", b"garbage"])
+def test_any_other_traceparent_is_dropped(value: bytes | None) -> None:
+    assert accept_traceparent(value) == ""

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_proxy.common.lifecycle import argument_parser, load_or_exit
+from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings, find_root, load_settings
+
+#: The example that the users' guide prints, in its own words.
+GUIDE_EXAMPLE = """
+vllm_host: localhost
+vllm_port: 8002
+sglang_host: localhost
+sglang_port: 8003
+fastapi_host: 0.0.0.0
+fastapi_port: 8001
+api_keys_file: config/api_keys.json
+rate_limit:
+  qps: null                  # null: unlimited
+  concurrent: null
+  tokens_per_minute: null
+log_level: INFO
+model_backend_mapping: {}
+vllm:
+  auto_start: false
+  launch_mode: python_api
+  start_cmd_file: config/vllm_start_cmd.txt
+  start_cmd: null
+  log_file: logs/vllm.log
+  pid_file: .pids/vllm.pid
+  extra_env: {}
+  lora:
+    enabled: true
+    max_lora_rank: 64
+    max_loras: 4
+    max_cpu_loras: 2
+    preload: []
+    default_mm_loras: {}
+    limit_mm_per_prompt: {}
+    runtime_resolver:
+      allow_runtime_updates: true
+      plugins:
+        - lora_filesystem_resolver
+      cache_dir: ./lora_cache
+sglang:
+  auto_start: false
+  launch_mode: python_api
+  start_cmd_file: config/sglang_start_cmd.txt
+  start_cmd: null
+  log_file: logs/sglang.log
+  pid_file: .pids/sglang.pid
+  extra_env: {}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_config(text: str) -> Path:
+        path = tmp_path / "config" / "config.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write_config
+
+
+@pytest.fixture
+def load(write):
+    def load_text(text: str) -> LoadedSettings:
+        return load_settings(write(text))
+
+    return load_text
+
+
+def faults(load, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    return str(caught.value).splitlines()
+
+
+def test_an_empty_file_means_all_defaults(load) -> None:
+    assert load("").settings == Settings()
+    assert load("# nothing\n").warnings == ()
+
+
+def test_the_guides_example_differs_from_the_defaults_in_nothing(load) -> None:
+    loaded = load(GUIDE_EXAMPLE)
+    assert loaded.settings == Settings()
+    assert loaded.warnings == ("vllm.lora.max_cpu_loras: 2 is below max_loras and was raised to 4",)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("fastapi_prot: 1", "fastapi_prot"),
+        ("rate_limit: {qsp: 1}", "rate_limit.qsp"),
+        ("vllm: {lora: {runtime_resolver: {cachedir: x}}}", "vllm.lora.runtime_resolver.cachedir"),
+        ("engine_hosts: {a: {engine: sim, port: 1}}", "engine_hosts.a.port"),
+    ],
+)
+def test_an_unknown_key_is_named(load, text: str, key: str) -> None:
+    (line,) = faults(load, text)
+    assert line.endswith(f"config.yaml: {key}: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "shown"),
+    [
+        ("fastapi_port: 70000", "fastapi_port", "70000"),
+        ("fastapi_port: web", "fastapi_port", "'web'"),
+        ("rate_limit: {qps: 0}", "rate_limit.qps", "0"),
+        ("rate_limit: {concurrent: -1}", "rate_limit.concurrent", "-1"),
+        ("log_level: LOUD", "log_level", "'LOUD'"),
+        ("vllm: {launch_mode: docker}", "vllm.launch_mode", "'docker'"),
+        ("model_backend_mapping: {m: tgi}", "model_backend_mapping.m", "'tgi'"),
+        ("engine_hosts: {'a/b': {engine: sim}}", "engine_hosts", "'a/b'"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key(load, text: str, key: str, shown: str) -> None:
+    (line,) = faults(load, text)
+    assert f"config.yaml: {key}: " in line
+    assert shown in line
+
+
+def test_each_fault_has_a_line_of_its_own(load) -> None:
+    lines = faults(load, "fastapi_port: -1\nlog_level: 7\nunknown: 1\n")
+    assert [line.split(": ")[1] for line in lines] == ["fastapi_port", "log_level", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("vllm_port: 1\nvllm_port: 2", "vllm_port"), ("rate_limit:\n  qps: 1\n  qps: 2\n", "qps")],
+)
+def test_a_key_that_stands_twice_is_refused(load, text: str, key: str) -> None:
+    (line,) = faults(load, text)
+    assert f"key '{key}' stands twice" in line
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "must be a mapping"), ("7", "mapping")])
+def test_a_file_that_is_no_mapping_is_one_line(load, text: str, said: str) -> None:
+    (line,) = faults(load, text)
+    assert said in line
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read: No such file"):
+        load_settings(tmp_path / "absent.yaml")
+
+
+def test_a_section_with_nothing_below_it_means_its_defaults(load) -> None:
+    assert load("vllm:\nedge:\nrate_limit:\nengine_hosts:\nmodel_backend_mapping:\n").settings == Settings()
+
+
+def test_the_log_level_may_be_lower_case(load) -> None:
+    assert load("log_level: debug").settings.log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("lora", "cpu", "warned"),
+    [
+        ("{}", 4, False),
+        ("{max_loras: 8}", 8, False),
+        ("{max_loras: 2, max_cpu_loras: 16}", 16, False),
+        ("{max_loras: 8, max_cpu_loras: 2}", 8, True),
+        ("{max_cpu_loras: 2}", 4, True),
+    ],
+)
+def test_max_cpu_loras_is_at_least_max_loras(load, lora: str, cpu: int, warned: bool) -> None:
+    loaded = load(f"vllm: {{lora: {lora}}}")
+    assert loaded.settings.vllm.lora.max_cpu_loras == cpu
+    assert bool(loaded.warnings) == warned
+
+
+def test_extra_env_takes_numbers_as_text(load) -> None:
+    assert load("vllm: {extra_env: {VLLM_CPU_KVCACHE_SPACE: 1}}").settings.vllm.extra_env == {
+        "VLLM_CPU_KVCACHE_SPACE": "1"
+    }
+
+
+class TestStartCommand:
+    @pytest.fixture
+    def command(self, tmp_path: Path, load):
+        def from_file(text: str | None, start_cmd: str = "null") -> str:
+            path = tmp_path / "cmd.txt"
+            if text is not None:
+                path.write_text(text)
+            return load(f"vllm: {{start_cmd_file: {path}, start_cmd: {start_cmd}}}").settings.vllm.command()
+
+        return from_file
+
+    def test_start_cmd_wins_over_the_file(self, command) -> None:
+        assert command("vllm serve from-file", start_cmd="vllm serve from-yaml") == "vllm serve from-yaml"
+
+    def test_a_blank_start_cmd_leaves_it_to_the_file(self, command) -> None:
+        assert command("vllm serve from-file", start_cmd="'  '") == "vllm serve from-file"
+
+    @pytest.mark.parametrize("text", [None, "", "\n\n", "# vllm serve m\n", "  # vllm serve m\n\n# --port 1\n"])
+    def test_a_file_with_nothing_but_comments_counts_as_none(self, command, text: str | None) -> None:
+        assert command(text) == ""
+
+    def test_continued_lines_and_comments_between_them_become_one_command(self, command) -> None:
+        text = "# our model\nvllm serve m \\\n  --dtype bfloat16 \\\n# --enforce-eager \\\n  --max-model-len 2048\n"
+        assert command(text) == "vllm serve m --dtype bfloat16 --max-model-len 2048"
+
+
+class TestHosts:
+    def test_none_without_a_start_command(self, tmp_path: Path, load) -> None:
+        (tmp_path / "none.txt").write_text("# sglang serve m\n")
+        absent = tmp_path / "absent.txt"
+        text = f"vllm: {{start_cmd_file: {absent}}}\nsglang: {{start_cmd_file: {tmp_path / 'none.txt'}}}\n"
+        assert load(text).settings.hosts() == {}
+
+    def test_one_for_each_engine_that_has_a_command_or_is_attached(self, load) -> None:
+        hosts = load("vllm: {start_cmd: vllm serve m}\nsglang: {launch_mode: attached}\n").settings.hosts()
+        assert {name: (spec.engine, spec.address) for name, spec in hosts.items()} == {
+            "vllm": ("vllm", "unix:.run/engine-vllm.sock"),
+            "sglang": ("sglang", "unix:.run/engine-sglang.sock"),
+        }
+
+    def test_named_hosts_replace_the_found_ones(self, load) -> None:
+        text = (
+            "vllm: {start_cmd: vllm serve m}\nrun_dir: /tmp/r\n"
+            "engine_hosts: {a: {engine: sim}, b: {engine: sim, address: '127.0.0.1:9'}}"
+        )
+        hosts = load(text).settings.hosts()
+        assert {name: spec.address for name, spec in hosts.items()} == {
+            "a": "unix:/tmp/r/engine-a.sock",
+            "b": "127.0.0.1:9",
+        }
+
+
+def test_the_root_is_beside_the_config_folder(tmp_path: Path) -> None:
+    assert find_root(tmp_path / "config" / "config.yaml") == tmp_path
+    assert find_root(tmp_path / "elsewhere" / "mine.yaml") == tmp_path / "elsewhere"
+
+
+class TestCheckConfig:
+    def run(self, path: Path) -> int:
+        args = argument_parser("edge").parse_args(["--config", str(path), "--check-config"])
+        with pytest.raises(SystemExit) as caught:
+            load_or_exit(args)
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    def test_a_good_file_exits_0_and_says_its_warnings(self, write, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run(write("vllm: {lora: {max_cpu_loras: 2}}")) == 0
+        said = capsys.readouterr()
+        assert said.out.endswith("config.yaml: good\n")
+        assert said.err == "warning: vllm.lora.max_cpu_loras: 2 is below max_loras and was raised to 4\n"
+
+    def test_a_bad_file_exits_2_with_one_line_a_fault(self, write, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run(write("fastapi_prot: 1\nlog_level: LOUD\n")) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert len(said.err.splitlines()) == 2
+
+    def test_a_missing_file_exits_2(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path / "absent.yaml") == 2
