@@ -59,12 +59,13 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
-        async def refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def refuse(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             await context.abort_with_status(
                 rpc_status.to_status(to_status(PermissionDenied("The internal token is missing or wrong.")))
             )
 
-        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
+        # Every kind of call is refused as a stream: a unary handler would first wait for a message.
+        self._refuse = grpc.stream_stream_rpc_method_handler(refuse)
 
     async def intercept_service(
         self,

@@ -1,0 +1,74 @@
+"""What tests ask auth and router by gRPC: the books, the leases, the hosts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
+from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
+
+CALL_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the book says of one user, or a difference of two such."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    requests: int = 0
+    running: int = 0
+    reserved_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def is_settled(self) -> bool:
+        return self.running == 0 and self.reserved_tokens == 0
+
+    def __sub__(self, earlier: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens - earlier.prompt_tokens,
+            self.completion_tokens - earlier.completion_tokens,
+            self.requests - earlier.requests,
+            self.running - earlier.running,
+            self.reserved_tokens - earlier.reserved_tokens,
+        )
+
+
+class Control:
+    """Blocking stubs of auth and router. An answer that does not come raises grpc.RpcError."""
+
+    def __init__(self, auth_target: str, router_target: str) -> None:
+        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        self._channels = [grpc.insecure_channel(target, options=options) for target in (auth_target, router_target)]
+        self.auth = auth_pb2_grpc.AuthServiceStub(self._channels[0])
+        self.router = router_pb2_grpc.RouterServiceStub(self._channels[1])
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    def usage(self, user: str) -> Usage:
+        answer = self.auth.ListKeys(auth_pb2.ListKeysRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+        (key,) = [key for key in answer.keys if key.user == user]
+        return Usage(key.prompt_tokens, key.completion_tokens, key.requests, key.running, key.reserved_tokens)
+
+    def open_leases(self) -> list[auth_pb2.Lease]:
+        answer = self.auth.ListLeases(auth_pb2.ListLeasesRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+        return list(answer.leases)
+
+    def hosts(self) -> dict[str, router_pb2.Host]:
+        answer = self.router.ListHosts(router_pb2.ListHostsRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+        return {host.name: host for host in answer.hosts}
+
+    def serving_hosts(self) -> set[str]:
+        return {name for name, host in self.hosts().items() if host.state == router_pb2.HOST_STATE_SERVING}
+
+    def in_flight(self) -> int:
+        """Requests that the engine hosts hold, by their last heartbeat."""
+        return sum(host.load.in_flight for host in self.hosts().values())
