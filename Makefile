@@ -1,0 +1,95 @@
+# vLLM Proxy. `make help` lists what can be done; README.md says what it is.
+
+.DEFAULT_GOAL := help
+.PHONY: help run start stop restart status logs install test check format unit integration engine \
+        protos protos-check demo-model demo-lora bench clean
+MAKEFLAGS += --no-print-directory
+
+#: Settings: make run CONFIG=other/config.yaml MODEL=Qwen/Qwen3-0.6B
+CONFIG ?= config/config.yaml
+MODEL ?=
+SERVICE ?= all
+LINES ?= 100
+
+GATEWAY := .venv/gateway/bin/python
+ENGINE := .venv/vllm/bin/python
+export PYTHON CONFIG MODEL MODEL_ARGS
+
+help: ## Lists these targets
+	@awk 'BEGIN { FS = ":.*## " } /^## / { printf "\n%s\n", substr($$0, 4) } /^[a-z%-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@printf '\nSettings: CONFIG=%s  MODEL=a Hub name or folder  PYTHON=python3.12\n' '$(CONFIG)'
+
+## Running it
+run: ## Installs what is missing, starts everything, follows the logs; Ctrl-C stops it
+	@scripts/start.sh --follow
+
+start: ## Starts everything in the background and waits until the model answers
+	@scripts/start.sh
+
+stop: ## Stops everything
+	@scripts/stop.sh
+
+restart: ## Stops, then starts
+	@scripts/stop.sh
+	@scripts/start.sh
+
+start-%: ## Starts one service: auth, router, edge, engine-vllm
+	@scripts/start.sh $*
+
+stop-%: ## Stops one service
+	@scripts/stop.sh $*
+
+status: ## Says what runs, since when, and where its log is
+	@scripts/proxyctl.sh status
+
+logs: ## Follows a service's log: make logs SERVICE=edge (auth, router, engine-vllm, vllm, supervisord, all)
+	@scripts/proxyctl.sh logs "$(SERVICE)" --lines "$(LINES)"
+
+## Models
+demo-model: ## Makes the demo model (models/smollm2-135m-instruct)
+	@scripts/install.sh demo
+	@$(ENGINE) -m scripts.make_demo_model
+
+demo-lora: demo-model ## Trains two demo adapters (adapters/pirate, adapters/robot)
+	@$(ENGINE) -m scripts.train_demo_lora
+
+## Developing
+install: ## Installs the gateway's and the engine's environment under .venv/
+	@scripts/install.sh dev vllm
+
+check: ## Format, lint, types, protos, unit tests: what one runs while writing
+	@scripts/install.sh dev
+	@scripts/phase.sh "format" $(GATEWAY) -m ruff format --check .
+	@scripts/phase.sh "lint" $(GATEWAY) -m ruff check .
+	@scripts/phase.sh "types" $(GATEWAY) -m mypy
+	@scripts/phase.sh "protos" $(MAKE) protos-check
+	@scripts/phase.sh "unit tests" $(GATEWAY) -m pytest -q tests/unit
+
+test: ## Everything that needs no GPU: make check, then integration tests and the real engine
+	@scripts/install.sh dev demo
+	@$(MAKE) check
+	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration
+	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
+	@scripts/phase.sh "engine tests (the real vLLM)" $(GATEWAY) -m pytest -q tests/engine
+
+format: ## Formats and fixes what ruff can
+	@scripts/install.sh dev
+	@$(GATEWAY) -m ruff format .
+	@$(GATEWAY) -m ruff check --fix .
+
+protos: ## Generates services/vllm_proxy/api from protos/
+	@scripts/install.sh dev
+	@$(GATEWAY) -m scripts.protos
+
+protos-check: ## Generated code is what protos/ say and loads in every environment
+	@scripts/install.sh dev
+	@$(GATEWAY) -m scripts.protos --check
+
+bench: ## CPU per token and latency, beside other gateways (bench-results/)
+	@scripts/install.sh dev
+	@$(GATEWAY) -m tests.load.bench
+
+clean: ## Removes environments, logs and caches; keeps models, adapters, keys and usage
+	@scripts/stop.sh
+	rm -rf .venv .run .pids logs .pytest_cache .mypy_cache .ruff_cache .hypothesis services/*.egg-info
+	find services scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
