@@ -1,0 +1,412 @@
+"""The one decision point: who is admitted, what a lease holds, what is charged.
+
+Everything is decided in memory, on one thread, so no limit can be raced past. Each decision returns the records
+that the caller must make durable before it tells anybody.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm_proxy.auth.account import Account, LimitState, Refusal
+from vllm_proxy.auth.config import AuthConfig, Limits
+from vllm_proxy.auth.keys import ApiKey, KeyRing
+from vllm_proxy.auth.lease import ClosedLease, Lease, Operation, Outcome, Settlement, Source, Usage
+from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
+from vllm_proxy.common.errors import InvalidApiKey, InvalidRequest, KeyDisabled, PermissionDenied
+
+log = logging.getLogger(__name__)
+
+#: How long an owner may be away (a reconnect) before a host's count of its leases is taken.
+OWNER_GRACE_NS = 2 * NS_PER_SECOND
+#: Closed leases that are remembered at most; with more, settle_grace_s shrinks.
+MAX_CLOSED = 100_000
+
+
+class Clock(Protocol):
+    def now_ns(self) -> int:
+        """Never runs backwards."""
+
+    def unix_ms(self) -> int: ...
+
+
+class SystemClock:
+    now_ns = staticmethod(time.monotonic_ns)
+
+    @staticmethod
+    def unix_ms() -> int:
+        return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a request wants. `response_tokens` None: the default for each of `choices`."""
+
+    key_sha256: bytes
+    operation: Operation
+    owner_id: str = ""
+    request_id: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    response_tokens: int | None = None
+    choices: int = 1
+    client_is_local: bool = False
+
+
+@dataclass(slots=True)
+class Decision:
+    """Admitted if `refusal` is None; then `record`, if there is one, must be durable before anybody is told."""
+
+    refusal: Refusal | None = None
+    key_id: str = ""
+    user: str = ""
+    lease_id: str = ""
+    reserved_tokens: int = 0
+    requests: LimitState | None = None
+    tokens: LimitState | None = None
+    quota_remaining: int | None = None
+    record: LeaseOpened | None = None
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a settlement. Not applied: unknown, or settled already by a count that is worth more."""
+
+    applied: bool
+    records: list[Record] = field(default_factory=list)
+
+
+class Admission:
+    def __init__(self, config: AuthConfig, keys: KeyRing, metrics: AuthMetrics, clock: Clock) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._limits = config.limits
+        self._default_response_tokens = config.default_response_tokens
+        self._ttl_ns = config.lease_ttl_ns
+        self._grace_ns = config.settle_grace_ns
+        self._limits_since_ns = clock.now_ns()
+        self._accounts: dict[bytes, Account] = {}
+        # Of keys that were not asked for yet.
+        self._balances: dict[bytes, Balance] = {}
+        # Ordered by expiry: every opening and renewal puts a lease last.
+        self._open: dict[str, Lease] = {}
+        # Ordered by closing.
+        self._closed: dict[str, ClosedLease] = {}
+        self._sessions: dict[str, int] = {}
+        # Owners without a session, until their grace is over.
+        self._away: dict[str, int] = {}
+        self._lease_prefix = secrets.token_hex(8)
+        self._lease_numbers = itertools.count(1)
+        self.keys = keys
+
+    @property
+    def lease_ttl_ms(self) -> int:
+        return self._ttl_ns // 1_000_000
+
+    def restore(self, state: StoredState) -> None:
+        """Takes up where the store's last process ended: balances, open leases (good for another ttl), the recent
+        settlements, and with them what was used of the tokens per minute. Call once, first."""
+        now_ns, now_ms = self._clock.now_ns(), self._clock.unix_ms()
+        self._balances = state.balances
+        spent: list[tuple[int, bytes, int, Lease | None]] = []
+        for opened in state.leases:
+            lease = Lease(*opened, expires_ns=now_ns + self._ttl_ns)
+            account = self._account(lease.account, now_ns)
+            account.running += 1
+            account.reserved_tokens += lease.reserved_tokens
+            self._open[lease.lease_id] = lease
+            self._away[lease.owner_id] = now_ns + OWNER_GRACE_NS
+            spent.append((lease.opened_at_ms, lease.account, lease.reserved_tokens, lease))
+        for report in state.reports:
+            if (held := self._open.get(report.lease_id)) is not None:
+                held.report = _settlement_of(report)
+        for entry in state.recent:
+            age_ns = max(0, now_ms - entry.settled_at_ms) * 1_000_000
+            self._remember(entry, now_ns - age_ns)
+            spent.append((entry.settled_at_ms, entry.account, entry.prompt_tokens + entry.completion_tokens, None))
+        for at_ms, digest, tokens, holder in sorted(spent, key=lambda event: event[0]):
+            account = self._account(digest, now_ns)
+            if account.tokens is None or tokens <= 0:
+                continue
+            at_ns = now_ns - max(0, now_ms - at_ms) * 1_000_000
+            # A meter that is made now has nothing to leak before now: begin it where its first event lies.
+            if not account.tokens.level:
+                account.tokens.stamp_ns = at_ns
+            reservation = account.tokens.reserve(min(tokens, account.tokens.rate.burst) if holder else tokens, at_ns)
+            if holder is not None:
+                holder.reservation = reservation
+            else:
+                reservation.settle(tokens, at_ns)
+        self._metrics.leases.set(len(self._open))
+
+    # Keys and limits
+
+    def use_keys(self, keys: KeyRing) -> None:
+        self.keys = keys
+        self._metrics.keys.set(len(keys))
+
+    def use_limits(self, limits: Limits) -> None:
+        if limits == self._limits:
+            return
+        # Each account takes them when it is next asked for.
+        self._limits, self._limits_since_ns = limits, self._clock.now_ns()
+
+    def account_of(self, key: ApiKey) -> Account:
+        return self._account(key.digest, self._clock.now_ns())
+
+    def leases(self) -> Iterator[tuple[Lease, int]]:
+        """The open leases, each with its expiry in Unix milliseconds."""
+        now_ns, now_ms = self._clock.now_ns(), self._clock.unix_ms()
+        for lease in self._open.values():
+            yield lease, now_ms + (lease.expires_ns - now_ns) // 1_000_000
+
+    # Admissions
+
+    def admit(self, ask: Ask) -> Decision:
+        key = self.keys.find(ask.key_sha256)
+        if key is None:
+            return self._refused(ask, Decision(Refusal(InvalidApiKey.reason, InvalidApiKey.default_message)))
+        decision = Decision(key_id=key.key_id, user=key.user)
+        decision.refusal = _not_allowed(key, ask)
+        if decision.refusal is not None:
+            return self._refused(ask, decision)
+        if ask.operation is not Operation.INFERENCE:
+            self._metrics.admitted.inc()
+            return decision
+        now_ns = self._clock.now_ns()
+        account = self._account(key.digest, now_ns)
+        response = ask.response_tokens
+        if response is None:
+            response = self._default_response_tokens * max(1, ask.choices)
+        wanted = ask.prompt_tokens + response
+        decision.refusal = account.refusal(key, ask.prompt_tokens, wanted, now_ns)
+        if decision.refusal is None:
+            self._grant(ask, key, account, wanted, decision, now_ns)
+        if account.requests is not None:
+            decision.requests = account.request_state(now_ns)
+        if account.tokens is not None:
+            decision.tokens = account.token_state(now_ns)
+        decision.quota_remaining = account.quota_remaining(key)
+        return decision if decision.refusal is None else self._refused(ask, decision)
+
+    def _grant(self, ask: Ask, key: ApiKey, account: Account, wanted: int, decision: Decision, now_ns: int) -> None:
+        reserved, reservation = account.take(key, wanted, now_ns)
+        lease_id = f"{self._lease_prefix}-{next(self._lease_numbers):x}"
+        decision.lease_id, decision.reserved_tokens = lease_id, reserved
+        decision.record = LeaseOpened(
+            lease_id, key.digest, ask.owner_id, ask.request_id, ask.model, reserved, self._clock.unix_ms()
+        )
+        self._open[lease_id] = Lease(*decision.record, expires_ns=now_ns + self._ttl_ns, reservation=reservation)
+        self._metrics.admitted.inc()
+        self._metrics.leases.inc()
+
+    def _refused(self, ask: Ask, decision: Decision) -> Decision:
+        refusal = decision.refusal
+        assert refusal is not None
+        self._metrics.admissions.labels(result=refusal.reason.lower(), limit=refusal.limit_name).inc()
+        log.info(
+            "refused",
+            extra={
+                "request_id": ask.request_id,
+                "key_id": decision.key_id,
+                "user": decision.user,
+                "model": ask.model,
+                "reason": refusal.reason,
+                "limit": refusal.limit_name,
+                "retry_after_ms": None if refusal.retry_after_ns is None else refusal.retry_after_ns // 1_000_000,
+                "detail": refusal.message,
+            },
+        )
+        return decision
+
+    # Owners
+
+    def owner_connected(self, owner_id: str) -> None:
+        self._sessions[owner_id] = self._sessions.get(owner_id, 0) + 1
+        self._away.pop(owner_id, None)
+
+    def owner_disconnected(self, owner_id: str) -> None:
+        """Its leases live on until they expire; hosts' counts of them are taken once its grace is over."""
+        self._sessions[owner_id] -= 1
+        if not self._sessions[owner_id]:
+            del self._sessions[owner_id]
+            self._away[owner_id] = self._clock.now_ns() + OWNER_GRACE_NS
+
+    def renew(self, owner_id: str, lease_ids: Iterable[str]) -> None:
+        """Moves the expiry of the owner's own leases to now + ttl; passes over others."""
+        expires_ns = self._clock.now_ns() + self._ttl_ns
+        for lease_id in lease_ids:
+            lease = self._open.get(lease_id)
+            if lease is not None and lease.owner_id == owner_id:
+                del self._open[lease_id]
+                lease.expires_ns = expires_ns
+                self._open[lease_id] = lease
+
+    # Settlements
+
+    def settle(self, given: Settlement) -> Verdict:
+        lease = self._open.get(given.lease_id)
+        if lease is None:
+            return self._correct(given)
+        report = lease.report
+        if given.source is Source.HOST:
+            if report is not None and given.attempt < report.attempt:
+                return Verdict(False)
+            if lease.owner_id in self._sessions or lease.owner_id in self._away:
+                lease.report = given
+                return Verdict(True, [_report_of(given)])
+        elif report is not None and report.attempt >= given.attempt:
+            # The engine host counted the same try: its count is the truth, the edge's a copy of it at best.
+            given = report
+        return Verdict(True, [self._close(lease, given)])
+
+    def tick(self) -> list[Record]:
+        """What time alone decides: leases that lapse, owners that do not come back. Call a few times a second."""
+        now_ns = self._clock.now_ns()
+        lapsed = list(itertools.takewhile(lambda lease: lease.expires_ns <= now_ns, self._open.values()))
+        records: list[Record] = [self._close(lease, lease.report or _nothing(lease)) for lease in lapsed]
+        gone = {owner_id for owner_id, until_ns in self._away.items() if until_ns <= now_ns}
+        if gone:
+            for owner_id in gone:
+                del self._away[owner_id]
+            reported = [lease for lease in self._open.values() if lease.report and lease.owner_id in gone]
+            records += [self._close(lease, lease.report) for lease in reported if lease.report]
+        self._forget(now_ns)
+        return records
+
+    def _close(self, lease: Lease, by: Settlement) -> LedgerEntry:
+        now_ns = self._clock.now_ns()
+        del self._open[lease.lease_id]
+        account = self._account(lease.account, now_ns)
+        account.release(lease.reserved_tokens, lease.reservation, by.usage.charged, now_ns)
+        requests = 1 if by.attempt else 0
+        account.charge(by.usage, requests)
+        self._closed[lease.lease_id] = ClosedLease(
+            lease.account, lease.request_id, by.attempt, by.source, by.usage, now_ns
+        )
+        metrics = self._metrics
+        metrics.leases.dec()
+        (metrics.settled if requests else metrics.settlements.labels(result="lapsed")).inc()
+        metrics.prompt_tokens.inc(by.usage.prompt)
+        metrics.completion_tokens.inc(by.usage.completion)
+        return self._entry(by, lease.account, lease.request_id, by.usage, requests, closes=True)
+
+    def _correct(self, given: Settlement) -> Verdict:
+        """A settlement of a lease that is closed already: a later try, the host's own count, or the first word on
+        one that lapsed."""
+        closed = self._closed.get(given.lease_id)
+        if closed is None or given.attempt < closed.attempt:
+            self._metrics.settlements.labels(result="unknown" if closed is None else "superseded").inc()
+            return Verdict(False)
+        if given.attempt == closed.attempt:
+            if given.source is closed.source:
+                return Verdict(True)
+            if given.source is not Source.HOST:
+                return Verdict(False)
+        now_ns = self._clock.now_ns()
+        difference = Usage(*(new - old for new, old in zip(given.usage, closed.usage, strict=True)))
+        account = self._account(closed.account, now_ns)
+        requests = 0 if closed.attempt else 1
+        account.charge(difference, requests)
+        if account.tokens is not None and difference.charged > 0:
+            account.tokens.add(difference.charged, now_ns)
+        closed.attempt, closed.source, closed.usage = given.attempt, given.source, given.usage
+        self._metrics.settlements.labels(result="corrected").inc()
+        entry = self._entry(given, closed.account, closed.request_id, difference, requests, closes=False)
+        return Verdict(True, [entry])
+
+    def _entry(
+        self, by: Settlement, account: bytes, request_id: str, usage: Usage, requests: int, *, closes: bool
+    ) -> LedgerEntry:
+        key = self.keys.find(account)
+        user = key.user if key is not None else ""
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "settled" if closes else "corrected",
+                extra={
+                    "request_id": request_id,
+                    "lease_id": by.lease_id,
+                    "key_id": account[:6].hex(),
+                    "user": user,
+                    "model": by.model,
+                    "host": by.host,
+                    "reason": by.outcome.name if by.attempt else "LAPSED",
+                    "source": by.source.name,
+                    "attempt": by.attempt,
+                    "prompt_tokens": usage.prompt,
+                    "cached_tokens": usage.cached,
+                    "completion_tokens": usage.completion,
+                },
+            )
+        return LedgerEntry(
+            by.lease_id, account, user, request_id, by.model, by.host, by.attempt, by.source, by.outcome,
+            usage.prompt, usage.cached, usage.completion, requests, closes, self._clock.unix_ms(),
+        )  # fmt: skip
+
+    def _account(self, digest: bytes, now_ns: int) -> Account:
+        account = self._accounts.get(digest)
+        if account is None:
+            balance = self._balances.pop(digest, None) or Balance()
+            account = self._accounts[digest] = Account(self._limits, balance, now_ns)
+        elif account.limits is not self._limits:
+            account.apply(self._limits, self._limits_since_ns)
+        return account
+
+    def _remember(self, entry: LedgerEntry, closed_ns: int) -> None:
+        """Rebuilds a closed lease from its rows: the first, then corrections, which are differences."""
+        usage = Usage(entry.prompt_tokens, entry.cached_tokens, entry.completion_tokens)
+        before = self._closed.get(entry.lease_id)
+        if before is not None:
+            usage = Usage(*(a + b for a, b in zip(before.usage, usage, strict=True)))
+            closed_ns = before.closed_ns
+        self._closed[entry.lease_id] = ClosedLease(
+            entry.account, entry.request_id, entry.attempt, Source(entry.source), usage, closed_ns
+        )
+
+    def _forget(self, now_ns: int) -> None:
+        surplus = len(self._closed) - MAX_CLOSED
+        old = list(
+            itertools.takewhile(
+                lambda item: item[0] < surplus or item[1][1].closed_ns + self._grace_ns <= now_ns,
+                enumerate(self._closed.items()),
+            )
+        )
+        for _, (lease_id, _) in old:
+            del self._closed[lease_id]
+
+
+def _not_allowed(key: ApiKey, ask: Ask) -> Refusal | None:
+    if not key.enabled:
+        return Refusal(KeyDisabled.reason, KeyDisabled.default_message)
+    if key.is_default and not ask.client_is_local:
+        return Refusal(
+            InvalidApiKey.reason, "The published default API key is accepted from the gateway's own machine only."
+        )
+    if ask.operation is Operation.ADMIN and not key.is_admin:
+        return Refusal(PermissionDenied.reason, "This needs an API key of the user admin.")
+    if ask.operation is Operation.UNSPECIFIED:
+        return Refusal(InvalidRequest.reason, "The operation is not set.")
+    return None
+
+
+def _nothing(lease: Lease) -> Settlement:
+    return Settlement(lease.lease_id, 0, Source.NOBODY, Outcome.UNSPECIFIED, Usage(), lease.model)
+
+
+def _report_of(given: Settlement) -> LeaseReported:
+    return LeaseReported(given.lease_id, given.attempt, given.outcome, *given.usage, given.model, given.host)
+
+
+def _settlement_of(report: LeaseReported) -> Settlement:
+    usage = Usage(report.prompt_tokens, report.cached_tokens, report.completion_tokens)
+    return Settlement(
+        report.lease_id, report.attempt, Source.HOST, Outcome(report.outcome), usage, report.model, report.host
+    )

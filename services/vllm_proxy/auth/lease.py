@@ -1,0 +1,99 @@
+"""A lease: what one admitted request holds until it is settled, and what is remembered of it afterwards.
+
+admit ──▶ OPEN ──────────────── settle (edge, tool; host whose edge is gone) ──▶ CLOSED
+           │  ▲  └─ report (host whose edge is connected) ─▶ OPEN with report ──▶ CLOSED
+           │  └─ renew                                                              ▲  │ correction
+           └─ nobody renews: charged by its report, or nothing (attempt 0) ─────────┘◀─┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from vllm_proxy.auth.limiter import Reservation
+
+
+class Operation(IntEnum):
+    """The numbers are the proto's."""
+
+    UNSPECIFIED = 0
+    INFERENCE = 1
+    READ = 2
+    ADMIN = 3
+
+
+class Source(IntEnum):
+    """Who counted. The numbers are the proto's; NOBODY stands in the ledger for a lease that lapsed."""
+
+    NOBODY = 0
+    EDGE = 1
+    HOST = 2
+    TOOL = 3
+
+
+class Outcome(IntEnum):
+    """How the request ended. The numbers are the proto's."""
+
+    UNSPECIFIED = 0
+    FINISHED = 1
+    CANCELLED = 2
+    FAILED = 3
+    NOT_SENT = 4
+
+
+class Usage(NamedTuple):
+    """Tokens as the engine counted them; cached ones are among the prompt's."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    @property
+    def charged(self) -> int:
+        return self.prompt + self.completion
+
+
+class Settlement(NamedTuple):
+    """How somebody says that a request ended. `attempt` counts from 1; 0 means that nobody said anything."""
+
+    lease_id: str
+    attempt: int
+    source: Source
+    outcome: Outcome
+    usage: Usage
+    model: str = ""
+    host: str = ""
+
+
+@dataclass(slots=True)
+class Lease:
+    """An open lease."""
+
+    lease_id: str
+    #: SHA-256 of the key that pays.
+    account: bytes
+    owner_id: str
+    request_id: str
+    model: str
+    #: Tokens that it holds of the quota.
+    reserved_tokens: int
+    opened_at_ms: int
+    expires_ns: int
+    #: What it holds of the tokens per minute. None: unlimited when it was opened.
+    reservation: Reservation | None = None
+    #: A host's count that waits for the owner's word.
+    report: Settlement | None = None
+
+
+@dataclass(slots=True)
+class ClosedLease:
+    """What is remembered for settle_grace_s, so that a better count can still replace the one that was charged."""
+
+    account: bytes
+    request_id: str
+    attempt: int
+    source: Source
+    usage: Usage
+    closed_ns: int

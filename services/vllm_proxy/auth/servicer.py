@@ -1,0 +1,117 @@
+"""AuthService. The hot path is `session.py`; the unary forms are for people and tools."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_proxy.api.auth.v1 import auth_pb2 as pb
+from vllm_proxy.api.auth.v1 import auth_pb2_grpc
+from vllm_proxy.auth.admission import Admission
+from vllm_proxy.auth.keys import UnreadableKeysFile, load_keys, warn_about_keys
+from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.session import Session
+from vllm_proxy.auth.store import Record, Store
+from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of
+from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AuthService"].full_name
+
+
+class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
+    """Add to a gRPC server under SERVICE_NAME. `drain` before that server stops."""
+
+    def __init__(self, admission: Admission, store: Store, keys_file: Path, metrics: AuthMetrics) -> None:
+        self._admission = admission
+        self._store = store
+        self._keys_file = keys_file
+        self._metrics = metrics
+        self._sessions: set[Session] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Ends every session after what it has read is answered; peers dial again and find the next process."""
+        self._draining = True
+        for session in self._sessions:
+            session.finish()
+
+    async def Session(self, request_iterator: Any, context: Any) -> None:
+        if self._draining:
+            raise AuthUnavailable("The auth service is stopping.")
+        session = Session(self._admission, self._store, context)
+        self._sessions.add(session)
+        self._metrics.sessions.inc()
+        try:
+            await session.run()
+        finally:
+            self._sessions.discard(session)
+            self._metrics.sessions.dec()
+
+    async def Admit(self, request: pb.AdmitRequest, context: Any) -> pb.AdmitResponse:
+        decision = self._admission.admit(ask_of(request, request.owner_id))
+        if decision.record is not None:
+            await self._durable([decision.record])
+        return admit_response(request.seq, decision)
+
+    async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:
+        verdict = self._admission.settle(settlement_of(request))
+        await self._durable(verdict.records)
+        return pb.SettleResponse(seq=request.seq, applied=verdict.applied)
+
+    async def _durable(self, records: Sequence[Record]) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def durable() -> None:
+            if not done.cancelled():
+                done.set_result(None)
+
+        self._store.append(records, durable)
+        await done
+
+    async def ReloadKeys(self, request: pb.ReloadKeysRequest, context: Any) -> pb.ReloadKeysResponse:
+        try:
+            keys = await asyncio.to_thread(load_keys, self._keys_file)
+        except UnreadableKeysFile as e:
+            log.error("api keys not reloaded", extra={"detail": str(e)})
+            raise InvalidRequest(str(e)) from None
+        warn_about_keys(self._keys_file, keys)
+        self._admission.use_keys(keys)
+        log.info("api keys reloaded", extra={"keys": len(keys), "skipped": len(keys.problems)})
+        return pb.ReloadKeysResponse(keys=len(keys), problems=keys.problems)
+
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Any) -> pb.ListKeysResponse:
+        response = pb.ListKeysResponse()
+        for key in self._admission.keys:
+            account = self._admission.account_of(key)
+            response.keys.add(
+                key_id=key.key_id,
+                prefix=key.prefix,
+                user=key.user,
+                enabled=key.enabled,
+                quota=key.quota,
+                prompt_tokens=max(0, account.balance.prompt_tokens),
+                completion_tokens=max(0, account.balance.completion_tokens),
+                requests=account.balance.requests,
+                running=account.running,
+                reserved_tokens=account.reserved_tokens,
+            )
+        return response
+
+    async def ListLeases(self, request: pb.ListLeasesRequest, context: Any) -> pb.ListLeasesResponse:
+        response = pb.ListLeasesResponse()
+        for lease, expires_at_ms in self._admission.leases():
+            response.leases.add(
+                lease_id=lease.lease_id,
+                key_id=lease.account.hex()[:12],
+                owner_id=lease.owner_id,
+                request_id=lease.request_id,
+                reserved_tokens=lease.reserved_tokens,
+                opened_at_ms=lease.opened_at_ms,
+                expires_at_ms=expires_at_ms,
+            )
+        return response

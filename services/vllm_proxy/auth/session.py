@@ -1,0 +1,144 @@
+"""One peer's session: a reader that decides, a writer that answers, batches in both directions.
+
+The reader hands each message's records to the store as one group; what they let through joins the outbox when they
+are durable, what needs no record at once. The writer sends whatever is in the outbox as one message, and again as
+soon as that write is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from typing import Any
+
+import grpc.aio
+
+from vllm_proxy.api.auth.v1 import auth_pb2 as pb
+from vllm_proxy.auth.admission import Admission
+from vllm_proxy.auth.store import Record, Store
+from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of
+from vllm_proxy.common.errors import InvalidRequest
+
+#: Answers in one message; well under 1 MiB.
+_MAX_ANSWERS = 2048
+#: Answers that a peer may leave unread before its requests are left unread too.
+_MAX_BACKLOG = 65_536
+
+
+class Session:
+    def __init__(self, admission: Admission, store: Store, context: Any) -> None:
+        self._admission = admission
+        self._store = store
+        self._context = context
+        self._owner_id = ""
+        self._admits: deque[pb.AdmitResponse] = deque()
+        self._settles: deque[pb.SettleResponse] = deque()
+        #: Groups that the store has not made durable yet.
+        self._undurable = 0
+        self._ready = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._ending = False
+        self._reading: asyncio.Task[None] | None = None
+
+    def finish(self) -> None:
+        """Reads nothing more; `run` returns once everything that was read is answered."""
+        self._ending = True
+        self._ready.set()
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def run(self) -> None:
+        """Until the peer closes its side, `finish`, or cancellation. Raises InvalidRequest for a peer that does not
+        say hello."""
+        self._reading = asyncio.create_task(self._read(), name="auth-session-read")
+        writing = asyncio.create_task(self._write(), name="auth-session-write")
+        try:
+            if self._ending:
+                self._reading.cancel()
+            await asyncio.wait([self._reading, writing], return_when=asyncio.FIRST_COMPLETED)
+            self._ending = True
+            self._ready.set()
+            if self._reading.done() and not self._reading.cancelled():
+                self._reading.result()
+            await writing
+        finally:
+            self._reading.cancel()
+            writing.cancel()
+            await asyncio.gather(self._reading, writing, return_exceptions=True)
+            if self._owner_id:
+                self._admission.owner_disconnected(self._owner_id)
+
+    async def _read(self) -> None:
+        first = await self._context.read()
+        if first is grpc.aio.EOF:
+            return
+        if not first.hello.owner_id:
+            raise InvalidRequest("The first message of a session must say hello with an owner_id.")
+        self._owner_id = first.hello.owner_id
+        self._admission.owner_connected(self._owner_id)
+        self._decide(first)
+        while (message := await self._context.read()) is not grpc.aio.EOF:
+            self._decide(message)
+            while len(self._admits) + len(self._settles) > _MAX_BACKLOG:
+                self._drained.clear()
+                await self._drained.wait()
+
+    def _decide(self, message: pb.SessionRequest) -> None:
+        admission, owner_id = self._admission, self._owner_id
+        if message.renew_lease_ids:
+            admission.renew(owner_id, message.renew_lease_ids)
+        records: list[Record] = []
+        admits: list[pb.AdmitResponse] = []
+        settles: list[pb.SettleResponse] = []
+        # Settlements first: what they free is there for the admissions beside them.
+        for settle in message.settles:
+            if not settle.lease_id:
+                settles.append(pb.SettleResponse(seq=settle.seq, applied=False))
+                continue
+            verdict = admission.settle(settlement_of(settle))
+            records += verdict.records
+            settles.append(pb.SettleResponse(seq=settle.seq, applied=verdict.applied))
+        for admit in message.admits:
+            decision = admission.admit(ask_of(admit, owner_id))
+            response = admit_response(admit.seq, decision)
+            if decision.record is not None:
+                records.append(decision.record)
+                admits.append(response)
+            else:
+                self._admits.append(response)
+        if self._admits:
+            self._ready.set()
+        # A repeated settlement has no records, but must not be answered before those of the first are durable.
+        if records or settles:
+            self._undurable += 1
+            self._store.append(records, lambda: self._durable(admits, settles))
+
+    def _durable(self, admits: list[pb.AdmitResponse], settles: list[pb.SettleResponse]) -> None:
+        self._undurable -= 1
+        self._admits += admits
+        self._settles += settles
+        self._ready.set()
+
+    async def _write(self) -> None:
+        await self._context.write(pb.SessionResponse(lease_ttl_ms=self._admission.lease_ttl_ms))
+        while True:
+            while self._admits or self._settles:
+                await self._context.write(
+                    pb.SessionResponse(
+                        admits=_pop(self._admits, _MAX_ANSWERS), settles=_pop(self._settles, _MAX_ANSWERS)
+                    )
+                )
+            self._drained.set()
+            if self._ending and not self._undurable:
+                return
+            self._ready.clear()
+            await self._ready.wait()
+
+
+def _pop(queue: deque[Any], count: int) -> list[Any]:
+    if len(queue) <= count:
+        items = list(queue)
+        queue.clear()
+        return items
+    return [queue.popleft() for _ in itertools.repeat(None, count)]

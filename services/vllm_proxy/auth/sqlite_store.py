@@ -1,0 +1,255 @@
+"""The journal in one SQLite file: WAL, one connection, group commit.
+
+Whatever is appended during one turn of the event loop is one transaction. A small one is written on the loop: in WAL
+mode with `synchronous=NORMAL` that is a few writes to the page cache and no fsync, and much faster than waking a
+thread (docs/adr). Everything that may wait for the disk runs on the store's one thread: large transactions, every
+transaction of `synchronous=FULL`, checkpoints, and the first write after a checkpoint (SQLite syncs the WAL's new
+header there). What is appended meanwhile is the next transaction.
+
+The file is locked for this process alone, so that no second service can decide over the same balances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
+from vllm_proxy.common.settings import ConfigError
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+#: Transactions of more records are written on the thread.
+_MAX_INLINE_RECORDS = 512
+#: Records after which the WAL is copied into the file (about 16 MiB).
+_RECORDS_PER_CHECKPOINT = 50_000
+#: Ledger rows that a start looks through for the recent ones.
+_MAX_RECENT = 100_000
+
+_SCHEMA = """
+CREATE TABLE leases (
+    lease_id TEXT PRIMARY KEY, account BLOB NOT NULL, owner_id TEXT NOT NULL, request_id TEXT NOT NULL,
+    model TEXT NOT NULL, reserved_tokens INTEGER NOT NULL, opened_at_ms INTEGER NOT NULL,
+    report_attempt INTEGER, report_outcome INTEGER, report_prompt INTEGER, report_cached INTEGER,
+    report_completion INTEGER, report_model TEXT, report_host TEXT
+) WITHOUT ROWID;
+CREATE TABLE ledger (
+    id INTEGER PRIMARY KEY, lease_id TEXT NOT NULL, account BLOB NOT NULL, user TEXT NOT NULL,
+    request_id TEXT NOT NULL, model TEXT NOT NULL, host TEXT NOT NULL, attempt INTEGER NOT NULL,
+    source INTEGER NOT NULL, outcome INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, requests INTEGER NOT NULL, closes INTEGER NOT NULL,
+    settled_at_ms INTEGER NOT NULL
+);
+-- Sums of the ledger's rows up to `folded.through_id`.
+CREATE TABLE balances (
+    account BLOB PRIMARY KEY, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, requests INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), through_id INTEGER NOT NULL);
+INSERT INTO folded VALUES (1, 0);
+"""
+_OPEN = "INSERT INTO leases VALUES (?,?,?,?,?,?,?,NULL,NULL,NULL,NULL,NULL,NULL,NULL)"
+_REPORT = (
+    "UPDATE leases SET report_attempt=?2, report_outcome=?3, report_prompt=?4, report_cached=?5, "
+    "report_completion=?6, report_model=?7, report_host=?8 WHERE lease_id=?1"
+)
+_CLOSE = "DELETE FROM leases WHERE lease_id=?"
+_LEDGER = "INSERT INTO ledger VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_FOLD = """
+INSERT INTO balances
+SELECT account, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(requests) FROM ledger
+WHERE id > (SELECT through_id FROM folded) GROUP BY account
+ON CONFLICT (account) DO UPDATE SET prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+    cached_tokens = cached_tokens + excluded.cached_tokens,
+    completion_tokens = completion_tokens + excluded.completion_tokens, requests = requests + excluded.requests
+"""
+_FOLDED = "UPDATE folded SET through_id = (SELECT coalesce(max(id), 0) FROM ledger)"
+
+_Queued = tuple[Sequence[Record], Callable[[], None]]
+
+
+class SqliteStore:
+    """Make it on the event loop that it is used on. Raises ConfigError if the file cannot be used."""
+
+    def __init__(self, path: Path, *, full_sync: bool, metrics: AuthMetrics) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[Exception] = self._loop.create_future()
+        self._metrics = metrics
+        self._full_sync = full_sync
+        self._queue: list[_Queued] = []
+        self._flush_is_due = False
+        self._in_thread = False
+        self._since_checkpoint = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="auth-store")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _connect(path, full_sync)
+
+    def load(self, recent_since_ms: int) -> StoredState:
+        """Reads in the calling thread; for the start, before anything is appended."""
+        state = StoredState()
+        with _transaction(self._db):
+            self._db.execute(_FOLD)
+            self._db.execute(_FOLDED)
+        for account, *sums in self._db.execute("SELECT * FROM balances"):
+            state.balances[account] = Balance(*sums)
+        for row in self._db.execute("SELECT * FROM leases ORDER BY opened_at_ms"):
+            state.leases.append(LeaseOpened(*row[:7]))
+            if row[7] is not None:
+                state.reports.append(LeaseReported(row[0], *row[7:]))
+        newest_first = self._db.execute("SELECT * FROM ledger ORDER BY id DESC LIMIT ?", (_MAX_RECENT,))
+        for _, *entry in newest_first:
+            row = LedgerEntry(*entry)
+            if row.settled_at_ms < recent_since_ms:
+                break
+            state.recent.append(row)
+        state.recent.reverse()
+        return state
+
+    def append(self, records: Sequence[Record], durable: Callable[[], None]) -> None:
+        self._queue.append((records, durable))
+        self._idle.clear()
+        if not self._flush_is_due and not self._in_thread:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+
+    async def close(self) -> None:
+        if not self.failed.done():
+            idle: asyncio.Future[object] = asyncio.ensure_future(self._idle.wait())
+            failed: asyncio.Future[object] = asyncio.ensure_future(asyncio.shield(self.failed))
+            await asyncio.wait([idle, failed], return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            failed.cancel()
+        await self._loop.run_in_executor(self._thread, self._db.close)
+        self._thread.shutdown()
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        if self._in_thread or self.failed.done():
+            return
+        batch, self._queue = self._queue, []
+        if not batch:
+            self._idle.set()
+            return
+        count = sum(len(records) for records, _ in batch)
+        self._since_checkpoint += count
+        checkpoint = self._since_checkpoint >= _RECORDS_PER_CHECKPOINT
+        if self._full_sync or checkpoint or count > _MAX_INLINE_RECORDS:
+            self._in_thread = True
+            job = self._thread.submit(self._write_and_checkpoint if checkpoint else self._write, batch)
+            job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._thread_done, batch, done))
+            if checkpoint:
+                self._since_checkpoint = 0
+            return
+        try:
+            self._write(batch)
+        except sqlite3.Error as e:
+            self._fail(e)
+        else:
+            self._written(batch)
+
+    def _thread_done(self, batch: list[_Queued], job: Future[None]) -> None:
+        self._in_thread = False
+        error = job.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+        else:
+            self._written(batch)
+            self._flush()
+
+    def _written(self, batch: list[_Queued]) -> None:
+        for _, durable in batch:
+            durable()
+        if not self._queue and not self._in_thread:
+            self._idle.set()
+
+    def _fail(self, error: Exception) -> None:
+        log.critical("the store cannot be written", exc_info=error)
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    def _write(self, batch: list[_Queued]) -> None:
+        started = time.perf_counter()
+        count = 0
+        execute = self._db.execute
+        with _transaction(self._db):
+            for records, _ in batch:
+                count += len(records)
+                for record in records:
+                    if type(record) is LeaseOpened:
+                        execute(_OPEN, record)
+                    elif type(record) is LedgerEntry:
+                        execute(_LEDGER, record)
+                        if record.closes:
+                            execute(_CLOSE, (record.lease_id,))
+                    else:
+                        execute(_REPORT, record)
+        self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        self._metrics.committed_records.inc(count)
+
+    def _write_and_checkpoint(self, batch: list[_Queued]) -> None:
+        self._write(batch)
+        self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        # The next writer begins the WAL anew and syncs its header: let that be this thread. Folding keeps starts short.
+        with _transaction(self._db):
+            self._db.execute(_FOLD)
+            self._db.execute(_FOLDED)
+
+
+def _connect(path: Path, full_sync: bool) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=32)
+    except sqlite3.Error as e:
+        raise ConfigError(f"auth.store: {path}: {e}") from None
+    try:
+        path.chmod(0o600)
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        _migrate(db, path)
+        faults = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
+        if faults != ["ok"]:
+            raise ConfigError(f"auth.store: {path} is damaged: {faults[0]}")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.Error as e:
+        db.close()
+        held = getattr(e, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+        fault = "another process has it open (a second auth service?)" if held else str(e)
+        raise ConfigError(f"auth.store: {path}: {fault}") from None
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise ConfigError(f"auth.store: {path} was written by a newer version (schema {version})")
+    with _transaction(db, "BEGIN EXCLUSIVE"):
+        if version < 1:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection, begin: str = "BEGIN") -> Iterator[None]:
+    db.execute(begin)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")

@@ -1,0 +1,85 @@
+"""Proto messages <-> the admission's own."""
+
+from __future__ import annotations
+
+from vllm_proxy.api.auth.v1 import auth_pb2 as pb
+from vllm_proxy.auth.account import LimitState
+from vllm_proxy.auth.admission import Ask, Decision
+from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
+from vllm_proxy.common.errors import InvalidRequest
+
+#: Text that comes from clients is cut to so many characters before it is kept or logged.
+_MAX_REQUEST_ID = 128
+_MAX_NAME = 256
+_NS_PER_MS = 1_000_000
+_MAX_UINT32 = 2**32 - 1
+
+_OPERATIONS = {int(operation): operation for operation in Operation}
+_SOURCES = {int(source): source for source in Source} | {0: Source.EDGE}
+_OUTCOMES = {int(outcome): outcome for outcome in Outcome}
+
+
+def ask_of(request: pb.AdmitRequest, owner_id: str) -> Ask:
+    return Ask(
+        request.api_key_sha256,
+        # A newer peer's operation is as good as none: refused.
+        _OPERATIONS.get(request.operation, Operation.UNSPECIFIED),
+        owner_id,
+        request.request_id[:_MAX_REQUEST_ID],
+        request.model[:_MAX_NAME],
+        request.prompt_tokens_estimate,
+        request.response_tokens if request.HasField("response_tokens") else None,
+        request.choices,
+        request.client_is_local,
+    )
+
+
+def admit_response(seq: int, decision: Decision) -> pb.AdmitResponse:
+    response = pb.AdmitResponse(
+        seq=seq,
+        admitted=decision.refusal is None,
+        lease_id=decision.lease_id,
+        key_id=decision.key_id,
+        user=decision.user,
+        reserved_tokens=decision.reserved_tokens,
+    )
+    if (refusal := decision.refusal) is not None:
+        response.reason = refusal.reason
+        response.limit_name = refusal.limit_name
+        response.message = refusal.message
+        if refusal.retry_after_ns is not None:
+            response.retry_after_ms = _milliseconds(refusal.retry_after_ns)
+    if decision.requests is not None:
+        _fill(response.requests, decision.requests)
+    if decision.tokens is not None:
+        _fill(response.tokens, decision.tokens)
+    if decision.quota_remaining is not None:
+        response.quota_remaining = decision.quota_remaining
+    return response
+
+
+def settlement_of(request: pb.SettleRequest) -> Settlement:
+    """Raises InvalidRequest if it names no lease."""
+    if not request.lease_id:
+        raise InvalidRequest("A settlement must name its lease.")
+    usage = request.usage
+    return Settlement(
+        request.lease_id,
+        max(1, request.attempt),
+        _SOURCES.get(request.source, Source.EDGE),
+        _OUTCOMES.get(request.outcome, Outcome.UNSPECIFIED),
+        Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
+        request.model[:_MAX_NAME],
+        request.host[:_MAX_NAME],
+    )
+
+
+def _fill(message: pb.RateLimitState, state: LimitState) -> None:
+    message.limit = state.limit
+    message.remaining = state.remaining
+    message.reset_ms = _milliseconds(state.reset_ns)
+
+
+def _milliseconds(duration_ns: int) -> int:
+    """Rounded up, so that waiting for it is enough."""
+    return min(_MAX_UINT32, -(-duration_ns // _NS_PER_MS))
