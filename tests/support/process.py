@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+from tests.support.cpu_time import tree_cpu_s
 from tests.support.wait import wait_until
 
 START_DEADLINE_S = 30.0
@@ -182,13 +182,4 @@ class ServiceProcess:
         self._cpu_s_before += self._cpu_s_now()
 
     def _cpu_s_now(self) -> float:
-        if not self.running:
-            return 0.0
-        total = 0.0
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            for each in [process, *process.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    times = each.cpu_times()
-                    total += times.user + times.system
-        return total
+        return tree_cpu_s(self.pid) if self.running else 0.0

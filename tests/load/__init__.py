@@ -1,0 +1,1 @@
+"""Measurements: numbers together with the command that made them."""
