@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -18,12 +19,15 @@ from typing import Any, Self
 import grpc
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.control import Control
+from tests.support.control import Control, Usage
+from tests.support.http_client import Client
 from tests.support.process import ServiceProcess
-from tests.support.wait import wait_until
+from tests.support.wait import eventually, wait_until
 
 HEALTH_TIMEOUT_S = 2.0
 STOP_DEADLINE_S = 5.0
+#: Logged by the simulator with the port of its HTTP face.
+SIM_HTTP_EVENT = "simulator's HTTP face"
 LISTEN_BACKLOG = 2048
 
 
@@ -70,7 +74,7 @@ class Cluster:
             "fastapi_workers": workers,
             "log_level": "INFO",
             "engine_hosts": {name: {"engine": "sim"} for name in hosts},
-            "sim": {"step_ms": 5},
+            "sim": {"step_ms": 5, "http_port": 0},
             "router": {"heartbeat_s": 0.5},
         }
         self.config = _merge(base, config or {})
@@ -109,12 +113,36 @@ class Cluster:
     def config_path(self) -> Path:
         return self.root / "config" / "config.yaml"
 
+    def client(self, key: ApiKey = ALICE, model: str = "sim") -> Client:
+        return Client(self.port, key.key, model)
+
+    async def settled_usage(self, user: str = ALICE.user, deadline_s: float = 10.0) -> Usage:
+        """What the book says of a user once nothing of theirs runs or is reserved."""
+
+        async def settled() -> Usage | None:
+            try:
+                usage = await asyncio.to_thread(self.control.usage, user)
+            except grpc.RpcError:  # auth is being restarted
+                return None
+            return usage if usage.is_settled else None
+
+        usage: Usage = await eventually(settled, f"{user}'s leases settled", deadline_s)
+        return usage
+
     def address(self, service: str) -> str:
         """The gRPC target of auth or router, absolute."""
         return self._absolute(self.config.get(service, {}).get("address", f"unix:.run/{service}.sock"))
 
     def host_address(self, name: str) -> str:
         return self._absolute(self.config["engine_hosts"][name].get("address", f"unix:.run/engine-{name}.sock"))
+
+    def journal(self, host: str | None = None) -> list[dict[str, Any]]:
+        """What a simulated engine produced since it started, one row a request, ended ones only."""
+        process = self.hosts[host] if host else self.host
+        ports = [line["port"] for line in process.log_lines() if line.get("event") == SIM_HTTP_EVENT]
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[-1]}/sim/journal", timeout=5) as answer:
+            rows: list[dict[str, Any]] = json.load(answer)
+            return rows
 
     def write_config(self, changes: Mapping[str, Any] | None = None) -> None:
         """Writes config.yaml, at once as a whole; `changes` are merged in and kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.02
@@ -21,12 +21,13 @@ def wait_until(condition: Callable[[], T], what: str, deadline_s: float = 10.0) 
     return value
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], what: str, deadline_s: float = 10.0) -> T:
+async def eventually(condition: Callable[[], Any], what: str, deadline_s: float = 10.0) -> Any:
     """`wait_until` for a running event loop; `condition` may be a coroutine function."""
     end = time.monotonic() + deadline_s
     while True:
-        outcome = condition()
-        value: T = await outcome if isinstance(outcome, Awaitable) else outcome
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
         if value:
             return value
         if time.monotonic() > end:
