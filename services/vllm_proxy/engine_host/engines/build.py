@@ -1,0 +1,31 @@
+"""Engine kinds and how each is built. An engine's packages are imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllm_proxy.common.settings import ConfigError, EngineKind, Settings
+from vllm_proxy.engine_host.engines.base import Engine, ResolveAdapter
+
+
+def _vllm(settings: Settings, resolve: ResolveAdapter) -> Engine:
+    from vllm_proxy.engine_host.engines.vllm import VllmEngine
+
+    return VllmEngine(settings, resolve)
+
+
+def _sim(settings: Settings, resolve: ResolveAdapter) -> Engine:
+    from vllm_proxy.engine_host.engines.sim import SimEngine
+
+    return SimEngine(settings.sim, resolve)
+
+
+_ENGINES: dict[EngineKind, Callable[[Settings, ResolveAdapter], Engine]] = {"vllm": _vllm, "sim": _sim}
+
+
+def build_engine(kind: EngineKind, settings: Settings, resolve: ResolveAdapter) -> Engine:
+    """Raises ConfigError for an engine that this version cannot host."""
+    build = _ENGINES.get(kind)
+    if build is None:
+        raise ConfigError(f"engine {kind}: not supported by this version (it can be: {', '.join(_ENGINES)})")
+    return build(settings, resolve)

@@ -1,0 +1,162 @@
+"""Composition root of the engine host: builds, wires, starts, watches, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import Any
+
+from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
+from vllm_proxy.api.engine.v1 import engine_pb2_grpc
+from vllm_proxy.common import maintenance
+from vllm_proxy.common.lifecycle import StopSignal, cancel_all
+from vllm_proxy.common.metrics import serve_metrics
+from vllm_proxy.common.rpc.server import RpcServer
+from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
+from vllm_proxy.engine_host.config import HostConfig, host_config
+from vllm_proxy.engine_host.engines.base import Engine, EngineDied
+from vllm_proxy.engine_host.engines.build import build_engine
+from vllm_proxy.engine_host.host import EngineHost
+from vllm_proxy.engine_host.in_flight import InFlight
+from vllm_proxy.engine_host.lora.registry import AdapterPolicy, AdapterRegistry
+from vllm_proxy.engine_host.metrics import HostMetrics
+from vllm_proxy.engine_host.registration import Registration
+from vllm_proxy.engine_host.servicer import SERVICE_NAME, EngineServicer
+from vllm_proxy.engine_host.settlement import Settler
+
+log = logging.getLogger(__name__)
+
+#: How long a stop waits for edges to acknowledge the last ends, and then for the auth service.
+FLUSH_S = 2.0
+#: The same when the engine died: the supervisor's restart is worth more, and the edges know what they saw.
+FLUSH_DEAD_S = 0.3
+#: How long the last report to the router may take to leave.
+REPORT_S = 0.3
+RPC_GRACE_S = 0.5
+
+
+class HostService:
+    """One engine host, built but not started."""
+
+    def __init__(self, loaded: LoadedSettings, config: HostConfig, engine: Engine | None = None) -> None:
+        """`engine` stands in for the configured one. Raises ConfigError."""
+        settings = loaded.settings
+        self._settings = settings
+        self._config = config
+        self.engine = engine or build_engine(config.engine, settings, self._resolve)
+        self._registry = AdapterRegistry(self.engine, _adapter_policy(settings, config), self._changed)
+        self.in_flight = InFlight(config.limits.max_in_flight)
+        self.metrics = HostMetrics()
+        self.host = EngineHost(config, self.engine, self._registry, self.in_flight, self.metrics, self._changed)
+        self.settler = Settler(
+            config.auth_address, config.grpc, self.host.incarnation, limit=config.limits.unacked_limit
+        )
+        self.registration = Registration(
+            config.router_address, config.grpc, self.host.snapshot, self.host.execute, self.host.take_withdrawn
+        )
+        self.servicer = EngineServicer(self.host, self.settler, config.limits.unacked_limit)
+        self.rpc = RpcServer(config.address, config.grpc, (SERVICE_NAME, maintenance.SERVICE_NAME))
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(self.servicer, self.rpc.server)
+        folder = maintenance.LogFolder(settings.logs.dir, (f"engine-{config.name}", config.engine))
+        maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
+            maintenance.MaintenanceServicer(loaded, folder), self.rpc.server
+        )
+        self.metrics.gauge("in_flight_requests", "Requests that the host holds.", lambda: len(self.in_flight))
+        self.metrics.gauge("sessions", "Edge workers that are connected.", lambda: len(self.servicer.sessions))
+        self.metrics.gauge("unsettled_requests", "Ends that the host must settle itself.", lambda: len(self.settler))
+        self.metrics.watch_engine(self.engine.load)
+
+    async def run(self, stop: StopSignal) -> int:
+        """Serves until `stop` (0) or until the engine dies (1)."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.engine.stop)
+            tasks: set[asyncio.Task[Any]] = set()
+            stack.push_async_callback(cancel_all, tasks)
+            stack.push_async_callback(self._registry.close)
+            self.host.address = await self.rpc.listen()
+            stack.push_async_callback(self.rpc.stop, RPC_GRACE_S)
+            serve_metrics(self._config.metrics_port, self.metrics.registry)
+            tasks.add(asyncio.create_task(self.settler.run(), name="settler"))
+            registering = asyncio.create_task(self.registration.run(), name="registration")
+            tasks.add(registering)
+            try:
+                cause = await self._until_stopped_or_dead(stop, tasks)
+            except EngineDied as e:
+                cause = str(e)
+            await self.rpc.set_serving(False)
+            if cause is None:
+                await self.host.shut_down()
+                flush_s, status = FLUSH_S, 0
+            else:
+                await self.host.engine_died(cause)
+                flush_s, status = FLUSH_DEAD_S, 1
+            self.registration.stop()
+            await asyncio.wait((registering,), timeout=REPORT_S)
+            await self.servicer.close_sessions(flush_s)
+            if unsettled := await self.settler.flush(flush_s):
+                log.warning("left unsettled", extra={"requests": unsettled})
+            return status
+
+    async def _until_stopped_or_dead(self, stop: StopSignal, background: set[asyncio.Task[Any]]) -> str | None:
+        """Starts the engine and serves. Returns None when a stop is asked for, else what died. Raises what the
+        engine's start raises."""
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        starting = asyncio.create_task(self._start_engine(), name="engine start")
+        mine: set[asyncio.Task[Any]] = {stopping, starting}
+        try:
+            await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return None
+            starting.result()
+            dying = asyncio.create_task(self.engine.wait_dead(), name="engine watch")
+            mine = {stopping, dying}
+            if self._config.engine == "vllm":
+                background.add(asyncio.create_task(self._native_http(stop), name="native http"))
+            self.host.serve()
+            await self.rpc.set_serving(True)
+            done, _ = await asyncio.wait(mine | background, return_when=asyncio.FIRST_COMPLETED)
+            if stop.requested:
+                return None
+            if dying in done:
+                return dying.result()
+            ended = done.pop()
+            fault = ended.exception()
+            log.error("a part of the host ended", exc_info=fault, extra={"part": ended.get_name()})
+            return f"the host's {ended.get_name()} ended" + (f": {fault}" if isinstance(fault, ConfigError) else "")
+        finally:
+            await cancel_all(mine)
+
+    async def _start_engine(self) -> None:
+        await self.engine.start()
+        if self.engine.supports_lora:
+            await self._registry.preload()
+
+    async def _native_http(self, stop: StopSignal) -> None:
+        from vllm_proxy.engine_host import native_http
+
+        settings = self._settings
+        await native_http.serve(self.engine.app, self._registry, settings.vllm_host, settings.vllm_port, stop)
+
+    async def _resolve(self, name: str) -> bool:
+        return await self._registry.resolve(name)
+
+    def _changed(self) -> None:
+        self.registration.poke()
+
+
+def _adapter_policy(settings: Settings, config: HostConfig) -> AdapterPolicy:
+    lora = settings.vllm.lora
+    resolver = lora.runtime_resolver
+    return AdapterPolicy(
+        allowed_roots=tuple(lora.allowed_roots),
+        cache_dir=resolver.cache_dir if "lora_filesystem_resolver" in resolver.plugins else None,
+        allow_runtime_updates=resolver.allow_runtime_updates,
+        preload=tuple(lora.preload) if config.engine == "vllm" else (),
+        load_timeout_s=config.limits.adapter_load_timeout_s,
+        drain_timeout_s=config.limits.adapter_drain_timeout_s,
+    )
+
+
+async def serve(loaded: LoadedSettings, stop: StopSignal, *, name: str) -> int:
+    return await HostService(loaded, host_config(loaded, name)).run(stop)
