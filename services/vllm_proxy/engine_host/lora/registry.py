@@ -1,0 +1,285 @@
+"""The adapters of one engine: which are loaded, from where, and that loading is safe and happens once.
+
+The engine carries out what the registry decides (engines/base.py). A name means one set of weights at a time; a load
+either succeeds or leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_proxy.api.router.v1 import router_pb2
+from vllm_proxy.common.errors import (
+    AdapterExists,
+    AdapterNotFound,
+    InvalidAdapter,
+    InvalidRequest,
+    PermissionDenied,
+    RequestTimeout,
+    ServiceError,
+)
+from vllm_proxy.common.lifecycle import cancel_all
+from vllm_proxy.common.settings import LoraPreload
+from vllm_proxy.engine_host.engines.base import Engine
+from vllm_proxy.engine_host.lora.checks import CONFIG_FILE, check_adapter, check_name, confine
+
+log = logging.getLogger(__name__)
+
+PRELOAD = router_pb2.ADAPTER_ORIGIN_PRELOAD
+DECLARED = router_pb2.ADAPTER_ORIGIN_DECLARED
+NATIVE = router_pb2.ADAPTER_ORIGIN_NATIVE
+RESOLVED = router_pb2.ADAPTER_ORIGIN_RESOLVED
+
+#: How long an unknown name is not looked for again, and how many such names are remembered.
+_MISS_TTL_S = 1.0
+_MISSES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    name: str
+    path: Path
+    #: The base model's name.
+    base: str
+    #: SHA-256 of its files, in hex.
+    digest: str
+    origin: router_pb2.AdapterOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPolicy:
+    """What may be loaded. Relative paths are relative to the working directory."""
+
+    #: Folders that adapters may lie under. cache_dir and the preloaded paths are allowed besides.
+    allowed_roots: tuple[Path, ...] = ()
+    #: Where the resolver looks for <name>; None: no resolver.
+    cache_dir: Path | None = None
+    #: Whether anything but preload may change the adapters.
+    allow_runtime_updates: bool = True
+    preload: tuple[LoraPreload, ...] = ()
+    load_timeout_s: float = 120.0
+    #: What the engine takes to drain an adapter before it aborts its requests.
+    drain_timeout_s: float = 120.0
+
+
+class AdapterRegistry:
+    """Adapters by name. All methods run on one event loop; files are read in threads.
+
+    `on_change` is called after every change, from the loop. Callers may be cancelled: what they began goes on, so
+    that others who wait for the same adapter get it.
+    """
+
+    def __init__(self, engine: Engine, policy: AdapterPolicy, on_change: Callable[[], None]) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._on_change = on_change
+        self._adapters: dict[str, LoadedAdapter] = {}
+        #: name -> what is being done to it now.
+        self._busy: dict[str, _Operation] = {}
+        self._misses: dict[str, float] = {}
+        #: name -> the folder's state when its adapter was unloaded; until it changes, the resolver leaves it alone.
+        self._withheld: dict[str, tuple[int, ...]] = {}
+        self._withdrawn: list[str] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        roots = [*policy.allowed_roots, *(item.path for item in policy.preload)]
+        if policy.cache_dir is not None:
+            roots.append(policy.cache_dir)
+        self._roots = tuple(dict.fromkeys(roots))
+
+    @property
+    def updates_allowed(self) -> bool:
+        return self._policy.allow_runtime_updates and self._engine.supports_lora
+
+    def adapters(self) -> Sequence[LoadedAdapter]:
+        """In the order they were loaded."""
+        return list(self._adapters.values())
+
+    def take_withdrawn(self) -> list[str]:
+        """The names that were unloaded at the engine's own port since the last call."""
+        names, self._withdrawn = self._withdrawn, []
+        return names
+
+    async def preload(self) -> None:
+        """Loads the configured adapters one by one. One that fails is logged; the others and the base still serve."""
+        for item in self._policy.preload:
+            try:
+                await self.load(item.name, str(item.path), item.base_model_name or "", origin=PRELOAD)
+            except ServiceError as e:
+                log.error("preload failed", extra={"adapter": item.name, "reason": e.reason, "detail": e.message})
+
+    async def load(
+        self, name: str, path: str, base: str, *, origin: router_pb2.AdapterOrigin, replace: bool = False
+    ) -> LoadedAdapter:
+        """Checks and loads an adapter. A second call for the same name and folder joins the first.
+
+        Raises InvalidAdapter, AdapterExists (unless `replace`), PermissionDenied, RequestTimeout.
+        """
+        if origin != PRELOAD:
+            self._require_updates()
+        check_name(name)
+        purpose = ("load", path, base, replace)
+        running = self._busy.get(name)
+        if running is not None and running.purpose == purpose:
+            loaded: LoadedAdapter = await asyncio.shield(running.task)
+            return loaded
+        return await self._perform(name, purpose, lambda: self._load(name, path, base, origin, replace))
+
+    async def unload(self, name: str, *, native: bool = False) -> LoadedAdapter:
+        """Makes the name unknown at once, waits for its running requests and frees it. `native`: asked for at the
+        engine's own port.
+
+        Raises AdapterNotFound, PermissionDenied.
+        """
+        self._require_updates()
+        return await self._perform(name, ("unload", name), lambda: self._unload(name, native))
+
+    async def resolve(self, name: str) -> bool:
+        """Loads cache_dir/<name> if it is there. Raises InvalidAdapter if it is there and cannot be loaded."""
+        if name in self._adapters:
+            return True
+        folder = self._policy.cache_dir
+        if folder is None or not self._policy.allow_runtime_updates or self._missed(name):
+            return False
+        try:
+            check_name(name)
+        except InvalidAdapter:
+            return False
+        path = folder / name
+        signature = await asyncio.to_thread(_signature, path)
+        if signature is None or self._withheld.get(name) == signature:
+            self._remember_miss(name)
+            return False
+        self._withheld.pop(name, None)
+        try:
+            await self.load(name, str(path), "", origin=RESOLVED)
+        except AdapterExists:
+            pass  # somebody was faster
+        except ServiceError as e:
+            log.warning("resolver failed", extra={"adapter": name, "reason": e.reason, "detail": e.message})
+            raise
+        return name in self._adapters
+
+    async def close(self) -> None:
+        """Cancels what is still going on."""
+        await cancel_all(self._tasks)
+
+    def _require_updates(self) -> None:
+        if not self._policy.allow_runtime_updates:
+            raise PermissionDenied(
+                "Adapters may not be changed while the engine runs (runtime_resolver.allow_runtime_updates)."
+            )
+        if not self._engine.supports_lora:
+            raise InvalidRequest("This engine takes no adapters.")
+
+    async def _perform(
+        self, name: str, purpose: tuple[Any, ...], action: Callable[[], Awaitable[LoadedAdapter]]
+    ) -> LoadedAdapter:
+        """Runs what is done to one name one after the other, each in a task of its own."""
+        before = self._busy.get(name)
+
+        async def run() -> LoadedAdapter:
+            try:
+                if before is not None:
+                    await asyncio.wait([before.task])
+                return await action()
+            finally:
+                if self._busy.get(name) is operation:
+                    del self._busy[name]
+
+        operation = _Operation(purpose, asyncio.create_task(run(), name=f"{purpose[0]} {name}"))
+        self._busy[name] = operation
+        self._tasks.add(operation.task)
+        operation.task.add_done_callback(self._ended)
+        return await asyncio.shield(operation.task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever still waits gets it; nobody else needs to
+
+    async def _load(
+        self, name: str, path: str, base: str, origin: router_pb2.AdapterOrigin, replace: bool
+    ) -> LoadedAdapter:
+        if not self._engine.supports_lora:
+            raise InvalidAdapter("This engine takes no adapters (lora.enabled).")
+        bases = self._engine.base_models()
+        if name in bases:
+            raise InvalidAdapter(f"{name} is the name of a base model.")
+        if name in self._adapters and not replace:
+            raise AdapterExists(f"An adapter named {name} is loaded already.")
+        if base and base not in bases:
+            raise InvalidAdapter(f"Base model {base} is not served here (it is {', '.join(bases)}).")
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._policy.load_timeout_s):
+                limits = self._engine.adapter_limits()
+                # What the configuration names may be a folder of links into a model cache.
+                roots = self._roots if origin != PRELOAD else (Path("/"),)
+                checked = await asyncio.to_thread(lambda: check_adapter(confine(Path(path), roots), limits, roots))
+                await self._engine.load_adapter(name, checked.path)
+        except TimeoutError:
+            raise RequestTimeout(f"Loading {name} took longer than {self._policy.load_timeout_s:g} s.") from None
+        adapter = LoadedAdapter(name, checked.path, base or bases[0], checked.digest, origin)
+        self._adapters.pop(name, None)
+        self._adapters[name] = adapter
+        self._misses.pop(name, None)
+        self._withheld.pop(name, None)
+        log.info(
+            "adapter loaded",
+            extra={
+                "adapter": name,
+                "path": str(checked.path),
+                "digest": checked.digest,
+                "rank": checked.rank,
+                "origin": router_pb2.AdapterOrigin.Name(origin),
+                "duration_ms": round((time.monotonic() - started) * 1000),
+            },
+        )
+        self._on_change()
+        return adapter
+
+    async def _unload(self, name: str, native: bool) -> LoadedAdapter:
+        adapter = self._adapters.pop(name, None)
+        if adapter is None:
+            raise AdapterNotFound(f"The adapter {name} is not loaded.")
+        if native:
+            self._withdrawn.append(name)
+        if self._policy.cache_dir is not None:
+            signature = await asyncio.to_thread(_signature, self._policy.cache_dir / name)
+            if signature is not None:
+                self._withheld[name] = signature
+        self._on_change()
+        await self._engine.remove_adapter(name)
+        log.info("adapter unloaded", extra={"adapter": name, "native": native})
+        self._on_change()
+        return adapter
+
+    def _missed(self, name: str) -> bool:
+        return self._misses.get(name, 0.0) > time.monotonic()
+
+    def _remember_miss(self, name: str) -> None:
+        self._misses.pop(name, None)
+        self._misses[name] = time.monotonic() + _MISS_TTL_S
+        while len(self._misses) > _MISSES:
+            del self._misses[next(iter(self._misses))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    purpose: tuple[Any, ...]
+    task: asyncio.Task[LoadedAdapter]
+
+
+def _signature(folder: Path) -> tuple[int, ...] | None:
+    """Changes when an adapter is put into a folder anew; None if there is none. Blocks."""
+    try:
+        stats = (folder.stat(), (folder / CONFIG_FILE).stat())
+    except OSError:
+        return None
+    return tuple(n for s in stats for n in (s.st_ino, s.st_mtime_ns))
