@@ -1,0 +1,262 @@
+"""Admission and settlement over one stream to the auth service.
+
+An outage of the auth service stops nobody who was admitted: settlements wait here until they are durable there,
+and leases are announced again after every reconnection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import grpc.aio
+
+from vllm_proxy.api.auth.v1 import auth_pb2 as pb
+from vllm_proxy.api.auth.v1 import auth_pb2_grpc
+from vllm_proxy.common.errors import AuthUnavailable, ServiceError, from_reason
+from vllm_proxy.common.settings import Grpc
+from vllm_proxy.edge.errors import HeaderList
+from vllm_proxy.edge.session_link import SessionLink
+
+log = logging.getLogger(__name__)
+
+#: Frames of one kind in one batch; far below 1 MiB.
+MAX_BATCH_FRAMES = 2048
+#: Settlements that may wait for the auth service. Beyond it the oldest are given up, and said so in the log:
+#: about 100 MB, hours of an outage.
+MAX_UNSETTLED = 200_000
+RENEWALS_PER_TTL = 3
+
+
+class AdmissionRefused(Exception):
+    """The auth service said no. `error` is what the client is told."""
+
+    def __init__(self, error: ServiceError, answer: pb.AdmitResponse) -> None:
+        self.error = error
+        self.answer = answer
+        super().__init__(error.message)
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What became of a lease. `on_durable` is called once it is in the auth service's book."""
+
+    lease_id: str
+    attempt: int
+    outcome: pb.Outcome
+    model: str
+    host: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    on_durable: Callable[[], None] | None = None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request: pb.AdmitRequest
+    answer: asyncio.Future[pb.AdmitResponse] = field(repr=False)
+
+
+class AuthClient:
+    """This worker's `AuthService.Session`. Runs in `run`, which never returns."""
+
+    def __init__(self, channel: grpc.aio.Channel, owner_id: str, settings: Grpc, admission_timeout_s: float) -> None:
+        stub = auth_pb2_grpc.AuthServiceStub(channel)
+        self._owner_id = owner_id
+        self._timeout_s = admission_timeout_s
+        self._link = SessionLink("auth", lambda: stub.Session(wait_for_ready=True), self, settings)
+        self._seq = 0
+        self._admits: dict[int, _Waiting] = {}
+        self._admit_outbox: deque[int] = deque()
+        #: Admissions that were sent and that nobody waits for any more, with the model that they named.
+        self._orphans: dict[int, str] = {}
+        self._settles: dict[int, Settlement] = {}
+        self._settle_outbox: deque[int] = deque()
+        self._running: set[str] = set()
+        self._renewals: Iterator[str] = iter(())
+        self._lease_ttl_s = 0.0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def connected(self) -> bool:
+        return self._link.connected
+
+    @property
+    def unsettled(self) -> int:
+        return len(self._settles)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._link.run(), name="auth-session")
+            tasks.create_task(self._renew(), name="auth-renewals")
+
+    async def admit(self, request: pb.AdmitRequest) -> pb.AdmitResponse:
+        """Asks whether a request may go ahead, and waits through an outage for the answer.
+
+        A lease in the answer is kept alive from then on and must be settled by the caller. Raises AdmissionRefused,
+        or AuthUnavailable after the admission timeout. If the caller is cancelled, the lease that may still come
+        is settled here.
+        """
+        self._seq = seq = self._seq + 1
+        request.seq = seq
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[pb.AdmitResponse] = loop.create_future()
+        self._admits[seq] = _Waiting(request, future)
+        self._admit_outbox.append(seq)
+        self._link.wake()
+        deadline = loop.call_later(self._timeout_s, _expire, future)
+        try:
+            answer = await future
+        except BaseException:
+            if self._admits.pop(seq, None) is not None:
+                self._orphans[seq] = request.model
+            elif not future.cancelled() and future.exception() is None:
+                self._settle_unwanted(future.result(), request.model)
+            raise
+        finally:
+            deadline.cancel()
+        if not answer.admitted:
+            raise AdmissionRefused(_refusal(answer), answer)
+        return answer
+
+    def settle(self, settlement: Settlement) -> None:
+        """Closes a lease. Never blocks; repeated until the auth service has it."""
+        self._running.discard(settlement.lease_id)
+        self._seq = seq = self._seq + 1
+        if len(self._settles) >= MAX_UNSETTLED:
+            lost = self._settles.pop(next(iter(self._settles)))
+            log.error("settlement given up", extra={"lease_id": lost.lease_id, "host": lost.host})
+        self._settles[seq] = settlement
+        self._settle_outbox.append(seq)
+        self._idle.clear()
+        self._link.wake()
+
+    async def wait_settled(self) -> None:
+        """Returns when everything that was to be settled is durable."""
+        await self._idle.wait()
+
+    # The link's side.
+
+    def hello(self) -> pb.SessionRequest:
+        self._renewals = iter(tuple(self._running))
+        return pb.SessionRequest(
+            hello=pb.SessionHello(owner_id=self._owner_id, source=pb.SOURCE_EDGE),
+            renew_lease_ids=list(islice(self._renewals, MAX_BATCH_FRAMES)),
+        )
+
+    def next_batch(self) -> pb.SessionRequest | None:
+        batch = pb.SessionRequest()
+        admits, settles = self._admits, self._settles
+        outbox = self._settle_outbox
+        room = MAX_BATCH_FRAMES
+        while outbox and room:
+            seq = outbox.popleft()
+            if (settlement := settles.get(seq)) is not None:
+                batch.settles.append(_settle_frame(seq, settlement))
+                room -= 1
+        outbox = self._admit_outbox
+        room = MAX_BATCH_FRAMES
+        while outbox and room:
+            seq = outbox.popleft()
+            if (waiting := admits.get(seq)) is not None:
+                batch.admits.append(waiting.request)
+                room -= 1
+            else:
+                self._orphans.pop(seq, None)
+        batch.renew_lease_ids.extend(islice(self._renewals, MAX_BATCH_FRAMES))
+        return batch if batch.settles or batch.admits or batch.renew_lease_ids else None
+
+    def received(self, message: pb.SessionResponse) -> None:
+        if message.lease_ttl_ms:
+            self._lease_ttl_s = message.lease_ttl_ms / 1000
+        for answer in message.admits:
+            waiting = self._admits.pop(answer.seq, None)
+            if waiting is None or waiting.answer.done():
+                model = self._orphans.pop(answer.seq, "") if waiting is None else waiting.request.model
+                self._settle_unwanted(answer, model)
+                continue
+            if answer.lease_id:
+                self._running.add(answer.lease_id)
+            waiting.answer.set_result(answer)
+        for settled in message.settles:
+            settlement = self._settles.pop(settled.seq, None)
+            if settlement is not None and settlement.on_durable is not None:
+                settlement.on_durable()
+        if not self._settles:
+            self._idle.set()
+
+    def lost(self) -> None:
+        self._orphans.clear()
+        self._settle_outbox = deque(self._settles)
+        self._admit_outbox = deque(self._admits)
+        self._link.wake()
+
+    def _settle_unwanted(self, answer: pb.AdmitResponse, model: str) -> None:
+        if answer.lease_id:
+            self.settle(Settlement(answer.lease_id, 1, pb.OUTCOME_NOT_SENT, model))
+
+    async def _renew(self) -> None:
+        """Keeps the running leases alive."""
+        while True:
+            await asyncio.sleep((self._lease_ttl_s or 1.0) / RENEWALS_PER_TTL)
+            if self._running and self.connected:
+                self._renewals = iter(tuple(self._running))
+                self._link.wake()
+
+
+def _expire(future: asyncio.Future[pb.AdmitResponse]) -> None:
+    if not future.done():
+        future.set_exception(AuthUnavailable(retry_after_s=1))
+
+
+def _settle_frame(seq: int, settlement: Settlement) -> pb.SettleRequest:
+    return pb.SettleRequest(
+        seq=seq,
+        lease_id=settlement.lease_id,
+        attempt=settlement.attempt,
+        source=pb.SOURCE_EDGE,
+        outcome=settlement.outcome,
+        usage=pb.TokenUsage(
+            prompt_tokens=settlement.prompt_tokens,
+            cached_tokens=settlement.cached_tokens,
+            completion_tokens=settlement.completion_tokens,
+        ),
+        model=settlement.model,
+        host=settlement.host,
+    )
+
+
+def _refusal(answer: pb.AdmitResponse) -> ServiceError:
+    retry_after_s = answer.retry_after_ms / 1000 if answer.HasField("retry_after_ms") else None
+    metadata = {"limit": answer.limit_name} if answer.limit_name else {}
+    return from_reason(answer.reason, answer.message, retry_after_s=retry_after_s, metadata=metadata)
+
+
+def rate_limit_headers(answer: pb.AdmitResponse) -> HeaderList:
+    """`x-ratelimit-*` as OpenAI writes them. A limit that the key does not have is left out."""
+    headers: HeaderList = []
+    for name, state in ((b"requests", answer.requests), (b"tokens", answer.tokens)):
+        if state.limit:
+            headers.append((b"x-ratelimit-limit-" + name, b"%d" % state.limit))
+            headers.append((b"x-ratelimit-remaining-" + name, b"%d" % state.remaining))
+            headers.append((b"x-ratelimit-reset-" + name, duration(state.reset_ms)))
+    return headers
+
+
+def duration(milliseconds: int) -> bytes:
+    """A time as OpenAI's reset headers tell it: `120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`."""
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    seconds, rest = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{seconds}.{rest:03d}".rstrip("0") if rest else str(seconds)
+    if hours:
+        return f"{hours}h{minutes}m{text}s".encode()
+    return f"{minutes}m{text}s".encode() if minutes else f"{text}s".encode()

@@ -1,0 +1,67 @@
+"""The FastAPI application: health, metrics, models, admin, docs. Its errors have OpenAI's shape too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
+
+from vllm_proxy.common.errors import InternalError, InvalidRequest, ServiceError
+from vllm_proxy.edge.errors import error_response
+
+
+class UnprocessableRequest(InvalidRequest):
+    """A body or a parameter of a FastAPI route that does not fit its schema."""
+
+    reason = "UNPROCESSABLE_REQUEST"
+    http_status = 422
+    openai_code = "validation_error"
+
+
+def build_api(routers: Iterable[APIRouter]) -> FastAPI:
+    app = FastAPI(title="vLLM Proxy", redoc_url=None, redirect_slashes=False)
+    for router in routers:
+        app.include_router(router)
+
+    @app.exception_handler(ServiceError)
+    async def service_error(_request: Request, error: ServiceError) -> Response:
+        return _response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_request: Request, error: RequestValidationError) -> Response:
+        faults = error.errors()
+        first = faults[0] if faults else {"loc": (), "msg": "not valid"}
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        message = f"{where}: {first['msg']}" if where else str(first["msg"])
+        return _response(UnprocessableRequest(message, metadata={"param": where} if where else None))
+
+    @app.exception_handler(HTTPException)
+    async def http_exception(_request: Request, error: HTTPException) -> Response:
+        answer = InvalidRequest(str(error.detail)) if error.status_code < 500 else InternalError()
+        response = _response(answer)
+        response.status_code = error.status_code
+        return response
+
+    return app
+
+
+def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """The (method, path) pairs that the application answers. HEAD, which Starlette adds to GET, is left out."""
+    yield from _pairs(app.routes)
+
+
+def _pairs(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if isinstance(route, Route):
+            for method in (route.methods or set()) - {"HEAD"}:
+                yield method, route.path
+
+
+def _response(error: ServiceError) -> Response:
+    status, headers, body = error_response(error)
+    response = Response(body, status_code=status)
+    response.raw_headers = headers
+    return response

@@ -1,0 +1,55 @@
+"""What the edge needs of the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_proxy.common.settings import Grpc, LoadedSettings
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    host: str
+    port: int
+    auth_address: str
+    router_address: str
+    grpc: Grpc
+    log_dir: Path
+    max_body_bytes: int
+    max_header_bytes: int
+    request_timeout_s: float
+    body_timeout_s: float
+    client_stall_timeout_s: float
+    response_window_bytes: int
+    admission_timeout_s: float
+    capacity_wait_s: float
+    drain_timeout_s: float
+    drain_notice_s: float
+    keep_alive_timeout_s: float
+    adapter_timeout_s: float
+
+    @classmethod
+    def from_settings(cls, loaded: LoadedSettings) -> EdgeConfig:
+        settings = loaded.settings
+        edge = settings.edge
+        return cls(
+            host=settings.fastapi_host,
+            port=settings.fastapi_port,
+            auth_address=settings.auth.address,
+            router_address=settings.router.address,
+            grpc=settings.grpc,
+            log_dir=settings.logs.dir,
+            max_body_bytes=edge.max_body_bytes,
+            max_header_bytes=edge.max_header_bytes,
+            request_timeout_s=edge.request_timeout_s,
+            body_timeout_s=edge.body_timeout_s,
+            client_stall_timeout_s=edge.client_stall_timeout_s,
+            response_window_bytes=edge.response_window_bytes,
+            admission_timeout_s=edge.admission_timeout_s,
+            capacity_wait_s=edge.capacity_wait_s,
+            drain_timeout_s=edge.drain_timeout_s,
+            drain_notice_s=edge.drain_notice_s,
+            keep_alive_timeout_s=edge.keep_alive_timeout_s,
+            adapter_timeout_s=settings.router.adapter_timeout_s,
+        )

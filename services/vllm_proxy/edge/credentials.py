@@ -1,0 +1,67 @@
+"""Who a client is: its key, hashed at once, and whether it is on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+from vllm_proxy.common.errors import InvalidApiKey
+
+#: A proxy names the real client in one of these.
+_FORWARDED = (b"x-forwarded-for", b"x-real-ip", b"forwarded")
+_FORWARDED_FOR = re.compile(r'for\s*=\s*("[^"]*"|[^;,\s]*)', re.IGNORECASE)
+_LOCAL = frozenset({"127.0.0.1", "::1"})
+
+
+def api_key_sha256(authorization: bytes | None) -> bytes:
+    """The hash of the key in `Bearer KEY` or a bare `KEY`. Raises InvalidApiKey if there is none."""
+    key = (authorization or b"").strip()
+    if key[:7].lower() == b"bearer ":
+        key = key[7:].strip()
+    if not key or key.lower() == b"bearer":
+        raise InvalidApiKey("No API key was provided: send it as `Authorization: Bearer YOUR_KEY`.")
+    return sha256(key).digest()
+
+
+def client_is_local(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> bool:
+    """True if the peer is on loopback (or a Unix socket) and no forwarding header names another machine.
+
+    `headers` is used to see quickly that there is no such header; every occurrence counts.
+    """
+    client = scope.get("client")
+    if client is not None and not _is_loopback(client[0]):
+        return False
+    if not any(name in headers for name in _FORWARDED):
+        return True
+    return all(_is_loopback(address) for address in _forwarded_addresses(scope["headers"]))
+
+
+def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[str]:
+    for name, value in headers:
+        if name not in _FORWARDED:
+            continue
+        text = value.decode("latin-1")
+        if name == b"forwarded":
+            # An element without `for` names nobody, which is not a loopback address either.
+            yield from _FORWARDED_FOR.findall(text) or [""]
+        else:
+            yield from text.split(",")
+
+
+def _is_loopback(address: str) -> bool:
+    address = address.strip().strip('"')
+    if address in _LOCAL:
+        return True
+    if address.startswith("["):
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback

@@ -1,0 +1,77 @@
+"""The one place where an error becomes HTTP: status, headers and OpenAI's JSON body."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+
+from vllm_proxy.common.errors import InvalidRequest, QuotaExceeded, RateLimited, ServiceError
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+class HeadersTooLarge(InvalidRequest):
+    """Only the edge knows headers, so this one stands here."""
+
+    reason = "HEADERS_TOO_LARGE"
+    http_status = 431
+    openai_code = "headers_too_large"
+    default_message = "The request headers are too large."
+
+
+class BodyTooSlow(InvalidRequest):
+    reason = "BODY_TOO_SLOW"
+    http_status = 408
+    openai_code = "request_body_timeout"
+    default_message = "The request body did not arrive in time."
+
+
+def error_object(error: ServiceError) -> dict[str, Any]:
+    """OpenAI's `{"error": {...}}`. A refusal by a limit also names the limit."""
+    fields: dict[str, Any] = {
+        "message": error.message,
+        "type": error.openai_type,
+        "param": error.metadata.get("param"),
+        "code": error.metadata.get("code", error.openai_code),
+    }
+    if limit := error.metadata.get("limit"):
+        fields["limit"] = limit
+    return {"error": fields}
+
+
+def error_body(error: ServiceError) -> bytes:
+    return orjson.dumps(error_object(error))
+
+
+def error_event(error: ServiceError) -> bytes:
+    """The server-sent event that ends a stream which cannot go on. No `[DONE]` follows it."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def error_headers(error: ServiceError) -> HeaderList:
+    """The headers that only errors have: whether and when to try again, and what kind of key is wanted."""
+    headers: HeaderList = []
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+        headers.append((b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after_s * 1000))))
+    elif isinstance(error, QuotaExceeded):
+        headers.append((b"x-should-retry", b"false"))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, RateLimited) and (limit := error.metadata.get("limit")):
+        headers.append((b"x-ratelimit-reason", limit.encode("ascii", "replace")))
+    return headers
+
+
+def error_response(error: ServiceError, extra: HeaderList | None = None) -> tuple[int, HeaderList, bytes]:
+    """Status, all headers and body."""
+    body = error_body(error)
+    headers: HeaderList = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *error_headers(error),
+        *(extra or ()),
+    ]
+    return error.http_status, headers, body

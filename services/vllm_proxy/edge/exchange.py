@@ -1,0 +1,482 @@
+"""One admitted request: from the choice of a host, over its answer, to its settlement.
+
+Whatever happens, the lease is settled exactly once and the client gets exactly one answer: the engine's, an error,
+or an answer that is visibly cut short. Everything here runs in callbacks of the host's stream; nothing awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.api.engine.v1 import engine_pb2
+from vllm_proxy.common.errors import (
+    ClientStalled,
+    EngineFailed,
+    EngineUnavailable,
+    NoCapacity,
+    RequestTimeout,
+    ServiceError,
+    from_reason,
+)
+from vllm_proxy.common.routes import EngineRoute
+from vllm_proxy.edge.admission import AuthClient, Settlement
+from vllm_proxy.edge.config import EdgeConfig
+from vllm_proxy.edge.errors import HeaderList, error_event, error_response
+from vllm_proxy.edge.host_session import HostSession
+from vllm_proxy.edge.hosts import Hosts
+from vllm_proxy.edge.metrics import NO_REASON, EdgeMetrics
+from vllm_proxy.edge.response_writer import ClientConnection, ResponseWriter, Send, Spawn
+
+log = logging.getLogger("vllm_proxy.edge.requests")
+
+#: How long the end of a cancelled request is waited for before it is settled with the last counts.
+END_WAIT_S = 30.0
+MAX_ATTEMPTS = 2
+CLIENT_GONE = "CLIENT_GONE"
+CLIENT_CLOSED_REQUEST = 499
+
+#: The engine's headers that do not pass: those of one hop, those that are the edge's to say, and CORS.
+_DROPPED = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
+        *(b"trailers", b"transfer-encoding", b"upgrade", b"server", b"date", b"x-request-id"),
+    )
+)
+_CORS = b"access-control-"
+_EVENT_STREAM = b"text/event-stream"
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """What was asked, as the rest of the edge needs it."""
+
+    request_id: str
+    route: EngineRoute
+    query: bytes
+    #: The headers that the engine gets.
+    headers: list[tuple[bytes, bytes]]
+    traceparent: str
+    started_at: float
+    model: str | None = None
+    body: bytes = b""
+    key_id: str = ""
+    user: str = ""
+    #: `x-request-id` and `x-ratelimit-*`, on every answer.
+    answer_headers: HeaderList = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeContext:
+    """What all requests of a worker share."""
+
+    config: EdgeConfig
+    hosts: Hosts
+    auth: AuthClient
+    metrics: EdgeMetrics
+    spawn: Spawn
+    clock: Callable[[], float]
+    #: The requests that are not over, for the sweep and the drain.
+    running: set[Exchange] = field(default_factory=set)
+    #: Set while `running` is empty.
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, exchange: Exchange) -> None:
+        self.running.add(exchange)
+        self.idle.clear()
+        self.metrics.in_flight.inc()
+
+    def discard(self, exchange: Exchange) -> None:
+        self.running.discard(exchange)
+        self.metrics.in_flight.dec()
+        if not self.running:
+            self.idle.set()
+
+
+class Exchange:
+    """A `ResponseSink` of one host at a time. Call `begin` once, `client_left` when the client has gone or has got
+    everything, and `sweep` from time to time."""
+
+    __slots__ = (
+        "_attempt",
+        "_attempts",
+        "_cached_tokens",
+        "_cancelled",
+        "_client_done",
+        "_completion_tokens",
+        "_connection",
+        "_consumed",
+        "_context",
+        "_end_deadline",
+        "_first_byte_at",
+        "_grant_at",
+        "_head",
+        "_host_done",
+        "_is_event_stream",
+        "_last_error",
+        "_lease_id",
+        "_prompt_tokens",
+        "_request",
+        "_session",
+        "_stalled_at",
+        "_status",
+        "_stream_id",
+        "_tail",
+        "_tried",
+        "_unsent",
+        "_waiting",
+        "_writer",
+        "reason",
+    )
+
+    def __init__(
+        self, context: ExchangeContext, request: RequestFacts, lease_id: str, send: Send, connection: ClientConnection
+    ) -> None:
+        self._context = context
+        self._request = request
+        self._lease_id = lease_id
+        self._connection = connection
+        window = context.config.response_window_bytes
+        self._writer = ResponseWriter(
+            send, context.spawn, self._written, self._client_has_all, self._client_broke, limit_bytes=2 * window
+        )
+        self._grant_at = window // 2
+        self._consumed = 0
+        self._session: HostSession | None = None
+        self._stream_id = 0
+        self._attempt = 1
+        #: Streams whose end must be acknowledged after the settlement.
+        self._attempts: list[tuple[HostSession, int]] = []
+        #: Host name -> incarnation of the hosts that failed this request.
+        self._tried: dict[str, str] = {}
+        self._last_error: ServiceError | None = None
+        self._waiting: asyncio.Task[None] | None = None
+        #: Held until the first byte: up to then another host may serve the request.
+        self._head: tuple[int, HeaderList] | None = None
+        self._tail = b""
+        self._is_event_stream = False
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+        self._first_byte_at = 0.0
+        self._status = 0
+        #: Why the host was told to stop. Empty while it is wanted.
+        self._cancelled = ""
+        self._end_deadline = 0.0
+        self._client_done = self._host_done = False
+        self._unsent = (0, 0)
+        self._stalled_at = 0.0
+        #: Why it did not end well: a reason of the error table, or CLIENT_GONE.
+        self.reason = NO_REASON
+        context.add(self)
+
+    # The client's side.
+
+    def begin(self) -> None:
+        """Sends the request to a host, or waits for one."""
+        if not self._try_start():
+            self._waiting = self._context.spawn(self._wait_for_host(), "capacity")
+
+    def client_left(self) -> None:
+        """The connection has ended, or the answer was complete."""
+        if self._client_done:
+            return
+        self._writer.close()
+        self._head = None
+        self._client_done = True
+        if self.reason == NO_REASON:
+            self.reason = CLIENT_GONE
+        self._cancel(CLIENT_GONE)
+        self._over()
+
+    def shut_down(self) -> None:
+        """The worker stops and the request's time to end is over."""
+        self._give_up(EngineUnavailable("The service is stopping.", retry_after_s=1))
+
+    def sweep(self, now: float) -> None:
+        """Checks the deadlines."""
+        if self._end_deadline and now >= self._end_deadline and not self._host_done:
+            assert self._session is not None
+            self._session.forget(self._stream_id)
+            self._settle(auth_pb2.OUTCOME_CANCELLED)
+        elif not self._client_done and now - self._request.started_at >= self._context.config.request_timeout_s:
+            self._give_up(RequestTimeout())
+        if self._writer.suspended and not self._client_done:
+            self._check_stall(now)
+
+    def _check_stall(self, now: float) -> None:
+        progress, unsent = self._unsent
+        self._unsent = (self._writer.progress, self._connection.unsent_bytes())
+        moved = self._unsent[0] != progress or self._unsent[1] < unsent
+        if moved or not self._stalled_at:
+            self._stalled_at = now
+        elif now - self._stalled_at >= self._context.config.client_stall_timeout_s:
+            self._connection.abort()
+            self.reason = ClientStalled.reason
+            self.client_left()
+
+    def _give_up(self, error: ServiceError) -> None:
+        """Ends the request from our side."""
+        if self._host_done and not self._client_done:
+            # Everything was queued for a client that is too slow for the time that is left.
+            self.reason = error.reason
+            self._connection.abort()
+            self.client_left()
+            return
+        self._answer_error(error)
+        self._cancel(error.reason)
+
+    def _written(self, size: int) -> None:
+        self._consumed += size
+        if self._consumed >= self._grant_at and not self._host_done and self._session is not None:
+            self._session.grant(self._stream_id, self._consumed)
+            self._consumed = 0
+
+    def _client_has_all(self) -> None:
+        self._client_done = True
+        self._over()
+
+    def _client_broke(self) -> None:
+        self._connection.close()
+        self.client_left()
+
+    # The host's side: a ResponseSink.
+
+    def head(self, status: int, headers: HeaderList) -> None:
+        if not (self._writer.started or self._writer.closed):
+            self._head = (status, headers)
+
+    def deliver(self, data: bytes, prompt_tokens: int, completion_tokens: int, more: bool) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens = completion_tokens
+        if not more:
+            self._tail += data
+        elif data:
+            if self._head is not None:
+                self._open()
+            self._writer.write(data)
+
+    def ended(self, end: engine_pb2.EndFrame) -> None:
+        usage = end.usage
+        self._prompt_tokens = usage.prompt_tokens
+        self._cached_tokens = usage.cached_tokens
+        self._completion_tokens = usage.completion_tokens
+        assert self._session is not None
+        self._attempts.append((self._session, self._stream_id))
+        if not end.reason:
+            if self._head is not None:
+                self._open()
+            self._writer.finish(self._tail)
+            self._settle(end.outcome or auth_pb2.OUTCOME_FINISHED)
+            return
+        error = from_reason(end.reason, end.message, retry_after_s=1 if end.reason == NoCapacity.reason else None)
+        if isinstance(error, (NoCapacity, EngineUnavailable)) and self._retry(error):
+            return
+        self._cut_short(error)
+        self._settle(end.outcome or auth_pb2.OUTCOME_FAILED)
+
+    def lost(self) -> None:
+        error = EngineFailed()
+        if self._retry(error):
+            return
+        self._cut_short(error)
+        self._settle(auth_pb2.OUTCOME_CANCELLED if self._cancelled else auth_pb2.OUTCOME_FAILED)
+
+    def _open(self) -> None:
+        """Sends the head; from here on the request belongs to this host."""
+        assert self._head is not None
+        self._status, headers = self._head
+        self._head = None
+        self._first_byte_at = self._context.clock()
+        self._request.body = b""
+        kept = [pair for pair in headers if pair[0] not in _DROPPED and not pair[0].startswith(_CORS)]
+        kept += self._request.answer_headers
+        self._is_event_stream = any(n == b"content-type" and v.startswith(_EVENT_STREAM) for n, v in kept)
+        if self._is_event_stream:
+            kept.append((b"x-accel-buffering", b"no"))
+            if not any(name == b"cache-control" for name, _ in kept):
+                kept.append((b"cache-control", b"no-cache"))
+        self._writer.start(self._status, kept)
+
+    # Hosts, attempts and the end.
+
+    def _try_start(self) -> bool:
+        hosts = self._context.hosts
+        session = hosts.pick(self._request.model, self._tried)
+        if session is None and self._tried:
+            # The same host, if it is another process by now.
+            session = hosts.pick(self._request.model)
+            if session is None or self._tried.get(session.name) == session.incarnation:
+                return False
+        if session is None:
+            return False
+        request, config = self._request, self._context.config
+        left_s = config.request_timeout_s - (self._context.clock() - request.started_at)
+        envelope = engine_pb2.RequestEnvelope(
+            request_id=request.request_id,
+            lease_id=self._lease_id,
+            attempt=self._attempt,
+            method=request.route.method,
+            path=request.route.path,
+            query=request.query,
+            headers=[engine_pb2.Header(name=name, value=value) for name, value in request.headers],
+            model=request.model or "",
+            traceparent=request.traceparent,
+            timeout_ms=max(1, int(left_s * 1000)),
+            key_id=request.key_id,
+        )
+        self._session = session
+        self._stream_id = session.start(self, envelope, request.body, config.response_window_bytes)
+        return True
+
+    async def _wait_for_host(self) -> None:
+        config, hosts = self._context.config, self._context.hosts
+        try:
+            async with asyncio.timeout(config.capacity_wait_s):
+                while not self._try_start():
+                    await hosts.wait_changed()
+        except TimeoutError:
+            self._answer_error(self._last_error or EngineUnavailable(retry_after_s=max(1.0, config.capacity_wait_s)))
+            self._settle(auth_pb2.OUTCOME_FAILED if self._last_error else auth_pb2.OUTCOME_NOT_SENT)
+        finally:
+            self._waiting = None
+
+    def _retry(self, error: ServiceError) -> bool:
+        """Starts the next attempt if the client has seen nothing of this one."""
+        if self._cancelled or self._writer.started or self._attempt >= MAX_ATTEMPTS:
+            return False
+        assert self._session is not None
+        self._tried[self._session.name] = self._session.incarnation
+        self._head, self._tail, self._last_error = None, b"", error
+        self._attempt += 1
+        if not self._try_start():
+            if isinstance(error, NoCapacity):
+                self._attempt -= 1
+                return False
+            self._session = None
+            self._waiting = self._context.spawn(self._wait_for_host(), "capacity")
+        self._context.metrics.retries.inc()
+        return True
+
+    def _cancel(self, reason: str) -> None:
+        """Tells the host to stop; its end, with the true counts, is still waited for."""
+        if self._cancelled or self._host_done:
+            return
+        self._cancelled = reason
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._settle(auth_pb2.OUTCOME_CANCELLED if self._last_error else auth_pb2.OUTCOME_NOT_SENT)
+        elif self._session is not None:
+            self._end_deadline = self._context.clock() + END_WAIT_S
+            self._session.cancel(self._stream_id)
+
+    def _cut_short(self, error: ServiceError) -> None:
+        """Tells the client that the answer ends here, unless it knows why already."""
+        if not self._cancelled:
+            if self._tail and self._writer.started:
+                self._writer.write(self._tail)
+            self._answer_error(error)
+
+    def _answer_error(self, error: ServiceError) -> None:
+        writer = self._writer
+        if writer.finished or writer.closed:
+            return
+        self.reason = error.reason
+        self._head = None
+        if not writer.started:
+            self._status, headers, body = error_response(error, self._request.answer_headers)
+            writer.start(self._status, headers)
+            writer.finish(body)
+        elif self._is_event_stream:
+            writer.finish(error_event(error))
+        else:
+            # The status is out: a missing end is the only way left to say that it failed.
+            self._connection.close()
+            self.client_left()
+
+    def _settle(self, outcome: auth_pb2.Outcome) -> None:
+        if self._host_done:
+            return
+        self._host_done = True
+        self._context.auth.settle(
+            Settlement(
+                lease_id=self._lease_id,
+                attempt=self._attempt,
+                outcome=outcome,
+                model=self._request.model or "",
+                host=self._session.name if self._session is not None else "",
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached_tokens,
+                completion_tokens=self._completion_tokens,
+                on_durable=self._acknowledge,
+            )
+        )
+        self._over()
+
+    def _acknowledge(self) -> None:
+        for session, stream_id in self._attempts:
+            session.ack(stream_id)
+        self._attempts.clear()
+
+    def _over(self) -> None:
+        """Both sides have ended: one line in the log."""
+        if not (self._host_done and self._client_done) or self not in self._context.running:
+            return
+        self._context.discard(self)
+        request, metrics, now = self._request, self._context.metrics, self._context.clock()
+        status = self._status or CLIENT_CLOSED_REQUEST
+        duration_s = now - request.started_at
+        metrics.requests(request.route.name, str(status), self.reason).inc()
+        metrics.prompt_tokens.inc(self._prompt_tokens)
+        metrics.completion_tokens.inc(self._completion_tokens)
+        metrics.duration_s(request.route.name).observe(duration_s)
+        ttft_s = self._first_byte_at - request.started_at if self._first_byte_at else None
+        if ttft_s is not None:
+            metrics.ttft_s(request.route.name).observe(ttft_s)
+        log_request(
+            request,
+            status,
+            duration_s,
+            reason=self.reason,
+            ttft_s=ttft_s,
+            host=self._session.name if self._session is not None else "",
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            attempt=self._attempt,
+        )
+
+
+def log_request(
+    request: RequestFacts,
+    status: int,
+    duration_s: float,
+    *,
+    reason: str,
+    ttft_s: float | None = None,
+    host: str = "",
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+    limit: str = "",
+    attempt: int = 0,
+) -> None:
+    """The canonical line of a request."""
+    log.info(
+        "request",
+        extra={
+            "request_id": request.request_id,
+            "key_id": request.key_id,
+            "user": request.user,
+            "route": request.route.name,
+            "model": request.model,
+            "host": host,
+            "status": status,
+            "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 2),
+            "duration_ms": round(duration_s * 1000, 2),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "reason": "" if reason == NO_REASON else reason,
+            "limit": limit,
+            "attempt": attempt,
+        },
+    )

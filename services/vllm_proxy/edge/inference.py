@@ -1,0 +1,125 @@
+"""The hot endpoint: an engine route as raw ASGI. Read, admit, send to a host, wait until the client has it all."""
+
+from __future__ import annotations
+
+import asyncio
+
+from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.common.errors import ServiceError
+from vllm_proxy.common.ids import accept_request_id, accept_traceparent
+from vllm_proxy.common.routes import EngineRoute
+from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
+from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
+from vllm_proxy.edge.errors import HeaderList, error_response
+from vllm_proxy.edge.exchange import (
+    CLIENT_CLOSED_REQUEST,
+    CLIENT_GONE,
+    Exchange,
+    ExchangeContext,
+    RequestFacts,
+    log_request,
+)
+from vllm_proxy.edge.http_protocol import connection_of
+from vllm_proxy.edge.request_body import ClientGone, peek, read_body
+from vllm_proxy.edge.response_writer import Message, Receive, Scope, Send
+from vllm_proxy.edge.stepping import Finished, step
+
+#: The request headers that an engine needs. Never Authorization, Origin or Cookie.
+_FORWARDED = (b"content-type", b"accept")
+
+
+class InferenceEndpoint:
+    def __init__(self, context: ExchangeContext) -> None:
+        self._context = context
+
+    async def __call__(self, route: EngineRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        context = self._context
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = accept_request_id(headers.get(b"x-request-id"))
+        request = RequestFacts(
+            request_id=request_id,
+            route=route,
+            query=scope["query_string"],
+            headers=[(name, headers[name]) for name in _FORWARDED if name in headers],
+            traceparent=accept_traceparent(headers.get(b"traceparent")),
+            started_at=context.clock(),
+            answer_headers=[(b"x-request-id", request_id.encode())],
+        )
+        try:
+            key = api_key_sha256(headers.get(b"authorization"))
+            request.body = await read_body(
+                receive,
+                headers.get(b"content-length"),
+                context.config.max_body_bytes,
+                context.config.body_timeout_s,
+            )
+            # Whether the client leaves shows in `receive` from now on.
+            watch = step(receive())
+            lease_id = await self._admit(request, key, client_is_local(scope, headers))
+        except ClientGone:
+            self._finished(request, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
+            return
+        except AdmissionRefused as e:
+            request.answer_headers += rate_limit_headers(e.answer)
+            await self._refuse(request, send, e.error, limit=e.answer.limit_name)
+            return
+        except ServiceError as e:
+            await self._refuse(request, send, e)
+            return
+        if isinstance(watch, Finished) or watch.ready:
+            context.auth.settle(Settlement(lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, request.model or ""))
+            self._finished(request, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
+            return
+        exchange = Exchange(context, request, lease_id, send, connection_of(scope))
+        try:
+            exchange.begin()
+            # Servers answer http.disconnect when the connection has ended and also when the response is complete.
+            message: Message = await watch
+            while message["type"] != "http.disconnect":
+                message = await receive()
+        except asyncio.CancelledError:
+            # The server's last word at a stop. This coroutine is its task's root, so nobody above needs to know.
+            exchange.shut_down()
+        finally:
+            exchange.client_left()
+
+    async def _admit(self, request: RequestFacts, key: bytes, is_local: bool) -> str:
+        """The lease. Raises AdmissionRefused, AuthUnavailable."""
+        body = peek(request.body)
+        request.model = body.model
+        asked = auth_pb2.AdmitRequest(
+            api_key_sha256=key,
+            operation=auth_pb2.OPERATION_INFERENCE,
+            request_id=request.request_id,
+            model=body.model or "",
+            prompt_tokens_estimate=body.prompt_tokens_estimate,
+            response_tokens=body.response_tokens,
+            choices=body.choices,
+            client_is_local=is_local,
+        )
+        asked_at = self._context.clock()
+        try:
+            answer = await self._context.auth.admit(asked)
+        except AdmissionRefused as e:
+            request.key_id, request.user = e.answer.key_id, e.answer.user
+            raise
+        self._context.metrics.admission_s.observe(self._context.clock() - asked_at)
+        request.key_id, request.user = answer.key_id, answer.user
+        request.answer_headers += rate_limit_headers(answer)
+        return answer.lease_id
+
+    async def _refuse(self, request: RequestFacts, send: Send, error: ServiceError, limit: str = "") -> None:
+        self._finished(request, error.http_status, error.reason, limit)
+        await send_error(send, error, request.answer_headers)
+
+    def _finished(self, request: RequestFacts, status: int, reason: str, limit: str = "") -> None:
+        """Accounts for a request that never got to a host."""
+        self._context.metrics.requests(request.route.name, str(status), reason).inc()
+        log_request(request, status, self._context.clock() - request.started_at, reason=reason, limit=limit)
+
+
+async def send_error(send: Send, error: ServiceError, extra: HeaderList | None = None) -> None:
+    """Answers a request with an error in OpenAI's shape."""
+    status, headers, body = error_response(error, extra)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

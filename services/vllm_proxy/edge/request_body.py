@@ -1,0 +1,188 @@
+"""Reads a request's body within its limits, and peeks at the few fields that admission and routing need.
+
+The body itself is forwarded untouched: its schema is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from vllm_proxy.common.errors import RequestTooLarge
+from vllm_proxy.edge.errors import BodyTooSlow
+from vllm_proxy.edge.response_writer import Message, Receive
+from vllm_proxy.edge.stepping import Finished, step
+
+#: Rule of thumb of every BPE vocabulary for English prose. A wrong estimate is put right by the settlement.
+BYTES_PER_TOKEN = 4
+#: What an inline image, sound or video is estimated at, instead of its base64 text.
+TOKENS_PER_MEDIA = 1024
+_MEDIA = re.compile(rb";base64,[A-Za-z0-9+/=\\]+")
+MAX_UINT32 = 2**32 - 1
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyPeek:
+    """What the body says, as far as it can be read. `model` is None if it names none."""
+
+    model: str | None = None
+    #: Answers that are asked for.
+    choices: int = 1
+    #: All answers together. None: the request sets no limit.
+    response_tokens: int | None = None
+    prompt_tokens_estimate: int = 0
+
+
+class _Fields(msgspec.Struct):
+    """Raw, so that one field of a wrong type hides no other; everything else is skipped, not built."""
+
+    model: msgspec.Raw = msgspec.Raw()
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    n: msgspec.Raw = msgspec.Raw()
+    best_of: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+_decode_fields = msgspec.json.Decoder(_Fields).decode
+_decode_string = msgspec.json.Decoder(str).decode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+async def read_body(receive: Receive, content_length: bytes | None, limit_bytes: int, timeout_s: float) -> bytes:
+    """The whole body. Raises RequestTooLarge, BodyTooSlow, ClientGone."""
+    if content_length is not None and content_length.isdigit() and int(content_length) > limit_bytes:
+        raise _too_large(limit_bytes)
+    first = step(receive())
+    if isinstance(first, Finished) and not first.value.get("more_body", False):
+        return _piece(first.value, limit_bytes)
+    pieces: list[bytes] = []
+    room = limit_bytes
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = first.value if isinstance(first, Finished) else await first
+            while True:
+                pieces.append(piece := _piece(message, room))
+                room -= len(piece)
+                if not message.get("more_body", False):
+                    break
+                message = await receive()
+    except TimeoutError:
+        raise BodyTooSlow from None
+    except RequestTooLarge:
+        raise _too_large(limit_bytes) from None
+    return b"".join(pieces)
+
+
+def _piece(message: Message, room_bytes: int) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    piece: bytes = message.get("body", b"")
+    if len(piece) > room_bytes:
+        raise _too_large(room_bytes)
+    return piece
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {limit_bytes} bytes.")
+
+
+def peek(body: bytes) -> BodyPeek:
+    """Reads what it can; a body that no JSON reader takes gives a BodyPeek of defaults."""
+    try:
+        fields = _decode_fields(body)
+    except _UNREADABLE:
+        try:
+            fields = _decode_leniently(body)
+        except (*_UNREADABLE, ValueError):
+            return BodyPeek()
+    prompts, prompt_tokens = _prompts(bytes(fields.prompt))
+    choices = max(_count(fields.n) or 1, _count(fields.best_of) or 1) * prompts
+    # The newer name wins, as in the engines.
+    per_choice = _count(fields.max_completion_tokens)
+    if per_choice is None:
+        per_choice = _count(fields.max_tokens)
+    return BodyPeek(
+        model=_string(fields.model),
+        choices=min(choices, MAX_UINT32),
+        response_tokens=None if per_choice is None else min(per_choice * choices, MAX_UINT32),
+        prompt_tokens_estimate=min(prompt_tokens + _estimate(bytes(fields.messages)), MAX_UINT32),
+    )
+
+
+def _decode_leniently(body: bytes) -> _Fields:
+    """For what Python's own reader takes beyond JSON (NaN, Infinity), since engines use it too."""
+    data = json.loads(body)
+    if not isinstance(data, dict):
+        raise ValueError
+    kept = {name: _finite(data[name]) for name in _Fields.__struct_fields__ if name in data}
+    return _decode_fields(json.dumps(kept).encode())
+
+
+def _finite(value: Any) -> Any:
+    """The same without the floats that JSON cannot say."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _string(raw: msgspec.Raw) -> str | None:
+    try:
+        return _decode_string(raw) or None if raw else None
+    except msgspec.MsgspecError:
+        return None
+
+
+def _count(raw: msgspec.Raw) -> int | None:
+    """A whole number, also where it is written `5.0` or `"5"`, as the engines read it. Negative ones count as 0."""
+    if not raw:
+        return None
+    text = bytes(raw).strip(b'"')
+    try:
+        return max(0, int(text))
+    except ValueError:
+        pass
+    try:
+        value = float(text)
+        return max(0, int(value)) if math.isfinite(value) else None
+    except ValueError:
+        return None
+
+
+def _prompts(raw: bytes) -> tuple[int, int]:
+    """How many prompts a `prompt` holds (text, token ids, or a list of either), and their tokens together."""
+    if not raw.startswith(b"["):
+        return 1, _estimate(raw)
+    try:
+        items = _decode_list(raw)
+    except msgspec.MsgspecError:
+        return 1, _estimate(raw)
+    first = bytes(items[0])[:1] if items else b""
+    if first == b'"':
+        return len(items), _estimate(raw)
+    if first == b"[":
+        return len(items), raw.count(b",") + 1
+    return 1, len(items)
+
+
+def _estimate(raw: bytes) -> int:
+    if b";base64," in raw:
+        raw, media = _MEDIA.subn(b"", raw)
+        return len(raw) // BYTES_PER_TOKEN + media * TOKENS_PER_MEDIA
+    return len(raw) // BYTES_PER_TOKEN

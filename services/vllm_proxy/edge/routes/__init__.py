@@ -1,0 +1,1 @@
+"""The ordinary FastAPI routes: everything that is not on the hot path."""

@@ -1,0 +1,109 @@
+"""The admin endpoints. Every one needs a key whose user is `admin`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Annotated, Any, TypeVar
+
+import grpc.aio
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import ORJSONResponse
+from pydantic import BaseModel
+
+from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
+from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
+from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RouterUnavailable, ServiceError
+from vllm_proxy.common.ids import REQUEST_ID_METADATA, accept_request_id
+from vllm_proxy.common.rpc.status import from_rpc_error
+from vllm_proxy.edge.admission import AuthClient
+from vllm_proxy.edge.maintenance import FleetLogs
+from vllm_proxy.edge.routes.authorization import requires
+
+T = TypeVar("T")
+
+#: Longest life of a log file that can be asked for, in days.
+MAX_DAYS = 36_500
+
+
+class LoadAdapterBody(BaseModel):
+    """As vLLM's `/v1/load_lora_adapter` takes it, and the base model for installations with several."""
+
+    lora_name: str
+    lora_path: str
+    base_model_name: str | None = None
+    load_inplace: bool = False
+
+
+class UnloadAdapterBody(BaseModel):
+    lora_name: str
+
+
+def admin_router(
+    auth: AuthClient,
+    auth_service: auth_pb2_grpc.AuthServiceStub,
+    router_service: router_pb2_grpc.RouterServiceStub,
+    logs: FleetLogs,
+    call_timeout_s: float,
+    adapter_timeout_s: float,
+) -> APIRouter:
+    router = APIRouter(prefix="/admin", dependencies=[Depends(requires(auth, auth_pb2.OPERATION_ADMIN))])
+
+    @router.post("/reload-keys", summary="Reads the keys file again")
+    async def reload_keys(request: Request) -> ORJSONResponse:
+        call = auth_service.ReloadKeys(
+            auth_pb2.ReloadKeysRequest(), timeout=call_timeout_s, metadata=_metadata(request)
+        )
+        answer = await _answer(call, AuthUnavailable)
+        return ORJSONResponse({"status": "ok", "keys": answer.keys, "problems": list(answer.problems)})
+
+    @router.post("/clean-logs", summary="Removes rotated log files of all services")
+    async def clean_logs(days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7) -> ORJSONResponse:
+        rows = await logs.clean(days)
+        freed = sum(row.get("freed_bytes", 0) for row in rows.values())
+        return ORJSONResponse({"status": "ok", "services": rows, "freed_bytes": freed})
+
+    @router.get("/log-stats", summary="Sizes of the log files of all services")
+    async def log_stats() -> ORJSONResponse:
+        rows = await logs.stats()
+        return ORJSONResponse(
+            {"services": rows, "total_bytes": sum(row.get("total_bytes", 0) for row in rows.values())}
+        )
+
+    @router.post("/load-lora-adapter", summary="Loads an adapter on every host of its base model")
+    async def load_lora_adapter(body: LoadAdapterBody, request: Request) -> Response:
+        if not body.lora_name or not body.lora_path:
+            raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.")
+        spec = router_pb2.AdapterSpec(
+            name=body.lora_name, path=body.lora_path, base=body.base_model_name or "", replace=body.load_inplace
+        )
+        call = router_service.LoadAdapter(
+            router_pb2.LoadAdapterRequest(adapter=spec), timeout=adapter_timeout_s, metadata=_metadata(request)
+        )
+        await _answer(call, RouterUnavailable)
+        return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @router.post("/unload-lora-adapter", summary="Unloads an adapter wherever it is")
+    async def unload_lora_adapter(body: UnloadAdapterBody, request: Request) -> Response:
+        if not body.lora_name:
+            raise InvalidRequest("'lora_name' needs to be provided to unload a LoRA adapter.")
+        call = router_service.UnloadAdapter(
+            router_pb2.UnloadAdapterRequest(name=body.lora_name),
+            timeout=adapter_timeout_s,
+            metadata=_metadata(request),
+        )
+        await _answer(call, RouterUnavailable)
+        return Response(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    return router
+
+
+async def _answer(call: Awaitable[T], unreachable: type[ServiceError]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as e:
+        raise from_rpc_error(e, unreachable) from None
+
+
+def _metadata(request: Request) -> Any:
+    value = request.headers.get(REQUEST_ID_METADATA)
+    return ((REQUEST_ID_METADATA, accept_request_id(value.encode("latin-1") if value else None)),)
