@@ -24,13 +24,6 @@ class Refusal(NamedTuple):
     retry_after_ns: int | None = None
 
 
-class LimitState(NamedTuple):
-    limit: int
-    remaining: int
-    #: Until it is whole again.
-    reset_ns: int
-
-
 class Account:
     __slots__ = ("balance", "limits", "quota", "requests", "reserved_tokens", "running", "tokens")
 
@@ -91,7 +84,7 @@ class Account:
                     _limited(
                         "tokens_per_minute",
                         f"The limit of {self.limits.tokens_per_minute} tokens per minute of this API key is reached: "
-                        f"this request reserves {needed}, {self.tokens.remaining(now_ns)} are left now.",
+                        f"this request reserves {needed}, {self.tokens.state(now_ns).remaining} are left now.",
                         wait_ns,
                     )
                 )
@@ -148,20 +141,8 @@ class Account:
         balance.completion_tokens += used.completion
         balance.requests += requests
 
-    def request_state(self, now_ns: int) -> LimitState | None:
-        return _state(self.requests, now_ns)
-
-    def token_state(self, now_ns: int) -> LimitState | None:
-        return _state(self.tokens, now_ns)
-
     def quota_remaining(self, key: ApiKey) -> int | None:
         return None if key.quota is None else key.quota - self.balance.charged - self.reserved_tokens
-
-
-def _state(bucket: Bucket | None, now_ns: int) -> LimitState | None:
-    if bucket is None:
-        return None
-    return LimitState(bucket.rate.burst, bucket.remaining(now_ns), bucket.reset_ns(now_ns))
 
 
 def _limited(limit_name: str, message: str, wait_ns: int) -> Refusal:

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vllm_proxy.auth.account import Account, LimitState, Refusal
+from vllm_proxy.auth.account import Account, Refusal
 from vllm_proxy.auth.config import AuthConfig, Limits
 from vllm_proxy.auth.keys import ApiKey, KeyRing
 from vllm_proxy.auth.lease import ClosedLease, Lease, Operation, Outcome, Settlement, Source, Usage
-from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.limiter import NS_PER_SECOND, LimitState
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
 from vllm_proxy.common.errors import InvalidApiKey, InvalidRequest, KeyDisabled, PermissionDenied
@@ -106,6 +106,7 @@ class Admission:
         self._lease_prefix = secrets.token_hex(8)
         self._lease_numbers = itertools.count(1)
         self.keys = keys
+        metrics.leases.set_function(lambda: len(self._open))
 
     @property
     def lease_ttl_ms(self) -> int:
@@ -145,7 +146,6 @@ class Admission:
                 holder.reservation = reservation
             else:
                 reservation.settle(tokens, at_ns)
-        self._metrics.leases.set(len(self._open))
 
     # Keys and limits
 
@@ -191,9 +191,9 @@ class Admission:
         if decision.refusal is None:
             self._grant(ask, key, account, wanted, decision, now_ns)
         if account.requests is not None:
-            decision.requests = account.request_state(now_ns)
+            decision.requests = account.requests.state(now_ns)
         if account.tokens is not None:
-            decision.tokens = account.token_state(now_ns)
+            decision.tokens = account.tokens.state(now_ns)
         decision.quota_remaining = account.quota_remaining(key)
         return decision if decision.refusal is None else self._refused(ask, decision)
 
@@ -206,7 +206,6 @@ class Admission:
         )
         self._open[lease_id] = Lease(*decision.record, expires_ns=now_ns + self._ttl_ns, reservation=reservation)
         self._metrics.admitted.inc()
-        self._metrics.leases.inc()
 
     def _refused(self, ask: Ask, decision: Decision) -> Decision:
         refusal = decision.refusal
@@ -293,7 +292,6 @@ class Admission:
             lease.account, lease.request_id, by.attempt, by.source, by.usage, now_ns
         )
         metrics = self._metrics
-        metrics.leases.dec()
         (metrics.settled if requests else metrics.settlements.labels(result="lapsed")).inc()
         metrics.prompt_tokens.inc(by.usage.prompt)
         metrics.completion_tokens.inc(by.usage.completion)

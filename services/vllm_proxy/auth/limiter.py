@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 NS_PER_SECOND = 1_000_000_000
 NS_PER_MINUTE = 60 * NS_PER_SECOND
@@ -47,6 +48,14 @@ def per_minute(events: int) -> Rate:
     return Rate(NS_PER_MINUTE, events, events * NS_PER_MINUTE)
 
 
+class LimitState(NamedTuple):
+    #: Events that may come at once, and how many of them would pass now.
+    limit: int
+    remaining: int
+    #: Until all of them would, if nothing else comes.
+    reset_ns: int
+
+
 class Bucket:
     """One meter. Times are nanoseconds of any clock that does not run backwards."""
 
@@ -81,15 +90,12 @@ class Bucket:
         self.advance(now_ns)
         self.level += events * self.rate.unit
 
-    def remaining(self, now_ns: int) -> int:
-        """Events that would pass now."""
+    def state(self, now_ns: int) -> LimitState:
         self.advance(now_ns)
-        return max(0, self.rate.capacity - self.level) // self.rate.unit
-
-    def reset_ns(self, now_ns: int) -> int:
-        """Until the whole burst is free again, if nothing else comes."""
-        self.advance(now_ns)
-        return -(-self.level // self.rate.leak)
+        rate, level = self.rate, self.level
+        return LimitState(
+            rate.capacity // rate.unit, max(0, rate.capacity - level) // rate.unit, -(-level // rate.leak)
+        )
 
     def change_rate(self, rate: Rate, now_ns: int) -> None:
         """Goes on with another rate; what is held keeps its number of events."""

@@ -1,0 +1,123 @@
+"""What the auth tests share: a clock that stands still, a ring of keys, an admission without a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from vllm_proxy.auth.admission import Admission, Ask, Decision, Verdict
+from vllm_proxy.auth.config import AuthConfig, Limits
+from vllm_proxy.auth.keys import DEFAULT_KEY, ApiKey, KeyRing, digest_of
+from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
+from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.store import Record, StoredState
+
+TTL_S = 30
+GRACE_S = 300
+CONFIG = AuthConfig(
+    address="unix:auth.sock",
+    api_keys_file=Path("api_keys.json"),
+    store_path=Path("auth.db"),
+    full_sync=False,
+    limits=Limits(),
+    default_response_tokens=1024,
+    lease_ttl_ns=TTL_S * NS_PER_SECOND,
+    settle_grace_ns=GRACE_S * NS_PER_SECOND,
+    metrics_port=None,
+    drain_timeout_s=1.0,
+)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.ns = 1_000_000 * NS_PER_SECOND
+        self.epoch_ms = 1_700_000_000_000
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def unix_ms(self) -> int:
+        return self.epoch_ms + self.ns // 1_000_000
+
+    def advance(self, seconds: float) -> None:
+        self.ns += round(seconds * NS_PER_SECOND)
+
+
+def api_key(name: str, *, user: str | None = None, quota: int | None = None, enabled: bool = True) -> ApiKey:
+    digest = digest_of(name)
+    return ApiKey(digest, digest.hex()[:12], "", user or name, enabled, quota, name == DEFAULT_KEY)
+
+
+class MemoryStore:
+    """A store whose commits the test decides over."""
+
+    def __init__(self) -> None:
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self.groups: list[list[Record]] = []
+        self.held: list[Callable[[], None]] = []
+        self.hold = False
+
+    def load(self, recent_since_ms: int) -> StoredState:
+        return StoredState()
+
+    def append(self, records: Sequence[Record], durable: Callable[[], None]) -> None:
+        self.groups.append(list(records))
+        self.held.append(durable)
+        if not self.hold:
+            self.release()
+
+    def release(self) -> None:
+        held, self.held = self.held, []
+        for durable in held:
+            asyncio.get_running_loop().call_soon(durable)
+
+    async def close(self) -> None:
+        pass
+
+
+class Desk:
+    """An admission with a few keys, and short ways to ask it."""
+
+    def __init__(self, *keys: ApiKey, limits: Limits = Limits(), config: AuthConfig = CONFIG) -> None:  # noqa: B008
+        self.clock = FakeClock()
+        self.metrics = AuthMetrics(CollectorRegistry())
+        self.key = keys[0] if keys else api_key("alice")
+        self.ring = KeyRing(list(keys) or [self.key], [])
+        self.config = replace(config, limits=limits)
+        self.admission = Admission(self.config, self.ring, self.metrics, self.clock)
+
+    def admit(
+        self,
+        key: ApiKey | None = None,
+        *,
+        prompt: int = 10,
+        response: int | None = 90,
+        choices: int = 1,
+        owner: str = "edge-1",
+        operation: Operation = Operation.INFERENCE,
+        local: bool = False,
+    ) -> Decision:
+        digest = (key or self.key).digest
+        return self.admission.admit(Ask(digest, operation, owner, "req-1", "m", prompt, response, choices, local))
+
+    def opened(self, key: ApiKey | None = None, **wishes: object) -> str:
+        decision = self.admit(key, **wishes)  # type: ignore[arg-type]
+        assert decision.refusal is None, decision.refusal
+        return decision.lease_id
+
+    def settle(
+        self, lease_id: str, prompt: int = 10, completion: int = 5, *, source: Source = Source.EDGE, attempt: int = 1
+    ) -> Verdict:
+        usage = Usage(prompt, 0, completion)
+        return self.admission.settle(Settlement(lease_id, attempt, source, Outcome.FINISHED, usage, "m", "h"))
+
+    def account(self, key: ApiKey | None = None):
+        return self.admission.account_of(key or self.key)
+
+    def used(self, key: ApiKey | None = None) -> int:
+        return self.account(key).balance.charged
