@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from vllm_proxy.common.errors import InternalError, InvalidRequest, ServiceError
 from vllm_proxy.edge.errors import error_response
@@ -48,16 +48,13 @@ def build_api(routers: Iterable[APIRouter]) -> FastAPI:
     return app
 
 
-def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
+def routes_of(app: FastAPI, routers: Iterable[APIRouter]) -> Iterator[tuple[str, str]]:
     """The (method, path) pairs that the application answers. HEAD, which Starlette adds to GET, is left out."""
-    yield from _pairs(app.routes)
-
-
-def _pairs(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str]]:
-    for route in routes:
-        if isinstance(route, Route):
-            for method in (route.methods or set()) - {"HEAD"}:
-                yield method, route.path
+    for routes in (app.routes, *(router.routes for router in routers)):
+        for route in routes:
+            if isinstance(route, Route):
+                for method in (route.methods or set()) - {"HEAD"}:
+                    yield method, route.path
 
 
 def _response(error: ServiceError) -> Response:

@@ -88,22 +88,21 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             known = {f"engine-{name}": hosts.channel_to(name) for name in hosts.table.hosts}
             return {"auth": auth_channel, "router": router_channel} | {k: c for k, c in known.items() if c is not None}
 
-        api = build_api(
-            (
-                health_router(hosts, lambda: {"auth": auth.connected, "router": watch.connected}, lambda: draining),
-                metrics_router(context.metrics),
-                models_router(hosts.table, auth),
-                admin_router(
-                    auth,
-                    auth_pb2_grpc.AuthServiceStub(auth_channel),
-                    router_pb2_grpc.RouterServiceStub(router_channel),
-                    FleetLogs(LogFolder(config.log_dir, [LOG_STEM]), channels, config.grpc.call_timeout_s),
-                    config.grpc.call_timeout_s,
-                    config.adapter_timeout_s,
-                ),
-            )
+        routers = (
+            health_router(hosts, lambda: {"auth": auth.connected, "router": watch.connected}, lambda: draining),
+            metrics_router(context.metrics),
+            models_router(hosts.table, auth),
+            admin_router(
+                auth,
+                auth_pb2_grpc.AuthServiceStub(auth_channel),
+                router_pb2_grpc.RouterServiceStub(router_channel),
+                FleetLogs(LogFolder(config.log_dir, [LOG_STEM]), channels, config.grpc.call_timeout_s),
+                config.grpc.call_timeout_s,
+                config.adapter_timeout_s,
+            ),
         )
-        app = EdgeApp(InferenceEndpoint(context), api, routes_of(api), config.max_header_bytes)
+        api = build_api(routers)
+        app = EdgeApp(InferenceEndpoint(context), api, routes_of(api, routers), config.max_header_bytes)
         spawn(tasks, auth.run(), "auth")
         spawn(tasks, watch.run(), "table-watch")
         spawn(tasks, _sweep(context), "sweep")

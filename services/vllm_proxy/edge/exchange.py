@@ -48,6 +48,7 @@ _DROPPED = frozenset(
 )
 _CORS = b"access-control-"
 _EVENT_STREAM = b"text/event-stream"
+_DONE_EVENT = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class Exchange:
     __slots__ = (
         "_attempt",
         "_attempts",
+        "_body_left",
         "_cached_tokens",
         "_cancelled",
         "_client_done",
@@ -116,6 +118,7 @@ class Exchange:
         "_head",
         "_host_done",
         "_is_event_stream",
+        "_last_data",
         "_last_error",
         "_lease_id",
         "_prompt_tokens",
@@ -158,6 +161,9 @@ class Exchange:
         self._head: tuple[int, HeaderList] | None = None
         self._tail = b""
         self._is_event_stream = False
+        #: What the client still has to get of a body whose length was announced; negative otherwise.
+        self._body_left = -1
+        self._last_data = b""
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
         self._first_byte_at = 0.0
         self._status = 0
@@ -185,10 +191,19 @@ class Exchange:
         self._writer.close()
         self._head = None
         self._client_done = True
-        if self.reason == NO_REASON:
-            self.reason = CLIENT_GONE
-        self._cancel(CLIENT_GONE)
+        if self._has_whole_answer():
+            # The client read its last byte and left before the host's end came.
+            self._end_deadline = self._context.clock() + END_WAIT_S
+        else:
+            if self.reason == NO_REASON:
+                self.reason = CLIENT_GONE
+            self._cancel(CLIENT_GONE)
         self._over()
+
+    def _has_whole_answer(self) -> bool:
+        if self._is_event_stream:
+            return self._last_data.endswith(_DONE_EVENT)
+        return self._body_left == 0
 
     def shut_down(self) -> None:
         """The worker stops and the request's time to end is over."""
@@ -229,6 +244,7 @@ class Exchange:
 
     def _written(self, size: int) -> None:
         self._consumed += size
+        self._body_left -= size
         if self._consumed >= self._grant_at and not self._host_done and self._session is not None:
             self._session.grant(self._stream_id, self._consumed)
             self._consumed = 0
@@ -255,6 +271,7 @@ class Exchange:
         elif data:
             if self._head is not None:
                 self._open()
+            self._last_data = data
             self._writer.write(data)
 
     def ended(self, end: engine_pb2.EndFrame) -> None:
@@ -292,10 +309,12 @@ class Exchange:
         self._request.body = b""
         kept = [pair for pair in headers if pair[0] not in _DROPPED and not pair[0].startswith(_CORS)]
         kept += self._request.answer_headers
-        self._is_event_stream = any(n == b"content-type" and v.startswith(_EVENT_STREAM) for n, v in kept)
+        named = dict(kept)
+        self._is_event_stream = named.get(b"content-type", b"").startswith(_EVENT_STREAM)
+        self._body_left = int(named.get(b"content-length", b"-1"))
         if self._is_event_stream:
             kept.append((b"x-accel-buffering", b"no"))
-            if not any(name == b"cache-control" for name, _ in kept):
+            if b"cache-control" not in named:
                 kept.append((b"cache-control", b"no-cache"))
         self._writer.start(self._status, kept)
 

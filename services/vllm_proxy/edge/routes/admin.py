@@ -7,7 +7,6 @@ from typing import Annotated, Any, TypeVar
 
 import grpc.aio
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import ORJSONResponse
 from pydantic import BaseModel
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
@@ -49,21 +48,21 @@ def admin_router(
     router = APIRouter(prefix="/admin", dependencies=[Depends(requires(auth, auth_pb2.OPERATION_ADMIN))])
 
     @router.post("/reload-keys", summary="Reads the keys file again")
-    async def reload_keys(request: Request) -> ORJSONResponse:
+    async def reload_keys(request: Request) -> dict[str, Any]:
         call = auth_service.ReloadKeys(
             auth_pb2.ReloadKeysRequest(), timeout=call_timeout_s, metadata=_metadata(request)
         )
         answer = await _answer(call, AuthUnavailable)
-        return ORJSONResponse({"status": "ok", "keys": answer.keys, "problems": list(answer.problems)})
+        return {"status": "ok", "keys": answer.keys, "problems": list(answer.problems)}
 
     @router.post("/clean-logs", summary="Removes rotated log files of all services")
-    async def clean_logs(days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7) -> ORJSONResponse:
+    async def clean_logs(days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7) -> dict[str, Any]:
         rows = await logs.clean(days)
         freed = sum(row.get("freed_bytes", 0) for row in rows.values())
-        return ORJSONResponse({"status": "ok", "services": rows, "freed_bytes": freed})
+        return {"status": "ok", "services": rows, "freed_bytes": freed}
 
     @router.get("/log-stats", summary="Sizes of the log files of all services")
-    async def log_stats() -> ORJSONResponse:
+    async def log_stats() -> dict[str, Any]:
         rows = await logs.stats()
         return ORJSONResponse(
             {"services": rows, "total_bytes": sum(row.get("total_bytes", 0) for row in rows.values())}

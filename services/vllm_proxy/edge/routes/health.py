@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import ORJSONResponse
+from fastapi import APIRouter, Response
 
 from vllm_proxy.api.router.v1 import router_pb2
 from vllm_proxy.edge.hosts import Hosts
@@ -17,7 +16,7 @@ def health_router(hosts: Hosts, services: Callable[[], dict[str, bool]], drainin
     router = APIRouter()
 
     @router.get("/health", summary="What is up; 503 when nothing can serve")
-    async def health() -> ORJSONResponse:
+    async def health(response: Response) -> dict[str, Any]:
         up = services()
         models: dict[str, list[str]] = {}
         for row in hosts.table.models():
@@ -34,13 +33,11 @@ def health_router(hosts: Hosts, services: Callable[[], dict[str, bool]], drainin
         }
         able = hosts.any_serving and up["auth"]
         status = "draining" if draining() else "ok" if able else "unavailable"
-        return ORJSONResponse(
-            {
-                "status": status,
-                "services": {name: "up" if is_up else "down" for name, is_up in up.items()},
-                "engines": engines,
-            },
-            status_code=200 if status == "ok" else 503,
-        )
+        response.status_code = 200 if status == "ok" else 503
+        return {
+            "status": status,
+            "services": {name: "up" if is_up else "down" for name, is_up in up.items()},
+            "engines": engines,
+        }
 
     return router
