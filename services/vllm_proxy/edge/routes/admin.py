@@ -64,9 +64,7 @@ def admin_router(
     @router.get("/log-stats", summary="Sizes of the log files of all services")
     async def log_stats() -> dict[str, Any]:
         rows = await logs.stats()
-        return ORJSONResponse(
-            {"services": rows, "total_bytes": sum(row.get("total_bytes", 0) for row in rows.values())}
-        )
+        return {"services": rows, "total_bytes": sum(row.get("total_bytes", 0) for row in rows.values())}
 
     @router.post("/load-lora-adapter", summary="Loads an adapter on every host of its base model")
     async def load_lora_adapter(body: LoadAdapterBody, request: Request) -> Response:
