@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -59,14 +58,12 @@ class Adapters:
         convergence: Convergence,
         locks: NamedLocks,
         timeout_s: float,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._hosts = hosts
         self._declarations = declarations
         self._convergence = convergence
         self._locks = locks
         self._timeout_s = timeout_s
-        self._wall_clock = wall_clock
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def load(self, spec: pb.AdapterSpec) -> list[str]:
@@ -150,7 +147,7 @@ class Adapters:
                 base=base,
                 host="",
                 digest=digests.pop() if len(digests) == 1 else "",
-                declared_at_ms=int(self._wall_clock() * 1000),
+                declared_at_ms=self._declarations.stamp_ms(),
             )
             await self._declarations.declare(declaration)
         except Exception as e:

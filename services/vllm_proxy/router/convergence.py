@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
@@ -25,6 +26,15 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    #: A restarted host is tried at once.
+    incarnation: str
+    again_at_s: float
+    next_pause_s: float
+    error: str
 
 
 class Convergence:
@@ -45,8 +55,8 @@ class Convergence:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._working: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
-        #: (host, incarnation, name) -> (when to try again, the pause after that, the error).
-        self._failed: dict[tuple[str, str, str], tuple[float, float, str]] = {}
+        #: By host and adapter.
+        self._failed: dict[tuple[str, str], _Failure] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def look_at(self, host: str) -> None:
@@ -63,12 +73,12 @@ class Convergence:
 
     def forget_failures(self, name: str) -> None:
         """Of an adapter that is declared anew."""
-        self._failed = {key: value for key, value in self._failed.items() if key[2] != name}
+        self._failed = {key: value for key, value in self._failed.items() if key[1] != name}
 
     def errors(self, name: str) -> list[str]:
         """`host: error` of each host that could not do what is declared for an adapter."""
         return [
-            f"{host}: {error}" for (host, _, failed), (_, _, error) in sorted(self._failed.items()) if failed == name
+            f"{host}: {failure.error}" for (host, failed), failure in sorted(self._failed.items()) if failed == name
         ]
 
     async def close(self) -> None:
@@ -97,10 +107,10 @@ class Convergence:
         for step in self._declarations.steps(report):
             if step.name in self._locks:
                 continue
-            due, _, _ = self._failed.get((report.name, report.incarnation, step.name), (now, 0.0, ""))
-            if due <= now:
+            failure = self._failed.get((report.name, step.name))
+            if failure is None or failure.incarnation != report.incarnation or failure.again_at_s <= now:
                 return step
-            earliest = due if earliest is None else min(due, earliest)
+            earliest = failure.again_at_s if earliest is None else min(failure.again_at_s, earliest)
         if earliest is not None:
             self._wake(report.name, earliest - now)
         return None
@@ -111,7 +121,7 @@ class Convergence:
         self._timers[host] = asyncio.get_running_loop().call_later(delay_s, self.look_at, host)
 
     async def _take(self, step: Step, report: pb.Host, link: HostLink) -> None:
-        key = (report.name, report.incarnation, step.name)
+        key = (report.name, step.name)
         await self._locks.acquire(step.name)
         try:
             if step not in self._declarations.steps(report):
@@ -132,10 +142,11 @@ class Convergence:
             self._failed.pop(key, None)
             log.info(f"adapter {kind} replayed", extra={"adapter": step.name, "host": report.name})
             return
-        for other in [k for k in self._failed if k[0] == key[0] and k[1] != key[1]]:
-            del self._failed[other]
-        _, pause_s, _ = self._failed.get(key, (0.0, FIRST_PAUSE_S, ""))
-        self._failed[key] = (time.monotonic() + pause_s, min(2 * pause_s, LONGEST_PAUSE_S), error)
+        pause_s = FIRST_PAUSE_S
+        if (earlier := self._failed.get(key)) is not None and earlier.incarnation == report.incarnation:
+            pause_s = earlier.next_pause_s
+        again_at_s = time.monotonic() + pause_s
+        self._failed[key] = _Failure(report.incarnation, again_at_s, min(2 * pause_s, LONGEST_PAUSE_S), error)
         log.warning(f"adapter {kind} failed", extra={"adapter": step.name, "host": report.name, "detail": error})
 
     async def _carry_out(self, step: Step, link: HostLink) -> str | None:

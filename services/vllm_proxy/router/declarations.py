@@ -12,6 +12,7 @@ it ends when no other live host has the adapter.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -40,14 +41,27 @@ def base_names(report: pb.Host) -> list[str]:
 class Declarations:
     """What is wanted, in memory and in the store. Memory changes after the store has it, unless said otherwise."""
 
-    def __init__(self, store: DeclarationStore, state: StoredState, later: Callable[[Awaitable[None]], None]) -> None:
+    def __init__(
+        self,
+        store: DeclarationStore,
+        state: StoredState,
+        later: Callable[[Awaitable[None]], None],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         """`later` runs a write that nobody waits for."""
+        self._wall_clock = wall_clock
+        self._last_stamp_ms = max((d.declared_at_ms for d in state.declarations), default=0)
         self._store = store
         self._later = later
         self._declared = {(d.name, d.host): d for d in state.declarations}
         self._withdrawn = set(state.withdrawn)
         #: host -> (incarnation, name -> when the declaration that it carried out was made).
         self._applied: dict[str, tuple[str, dict[str, int]]] = {}
+
+    def stamp_ms(self) -> int:
+        """The time for a new declaration: later than every other one's, since it tells them apart."""
+        self._last_stamp_ms = max(int(self._wall_clock() * 1000), self._last_stamp_ms + 1)
+        return self._last_stamp_ms
 
     def all(self) -> list[Declaration]:
         return sorted(self._declared.values(), key=lambda d: (d.name, d.host))
@@ -112,7 +126,7 @@ class Declarations:
         """It is not known what a host has under a name."""
         self._applied.get(host, ("", {}))[1].pop(name, None)
 
-    def adopt_native(self, report: pb.Host, now_ms: int, busy: Mapping[str, object]) -> None:
+    def adopt_native(self, report: pb.Host, busy: Mapping[str, object]) -> None:
         """Declares what was loaded at the engine's own port, for that host. Written later; names in `busy` are
         being changed and are left alone."""
         for name, model in adapters_of(report).items():
@@ -121,7 +135,7 @@ class Declarations:
             known = self._declared.get((name, report.name))
             if known is not None and (known.digest, known.path) == (model.digest, model.path):
                 continue
-            declaration = Declaration(name, model.path, model.base, report.name, model.digest, now_ms)
+            declaration = Declaration(name, model.path, model.base, report.name, model.digest, self.stamp_ms())
             self._remember(declaration)
             self.applied(report, declaration)
             self._later(self._store.declare(declaration))

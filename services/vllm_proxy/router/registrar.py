@@ -6,9 +6,6 @@ the engine's own port, then the outcomes. Convergence looks at a changed host on
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from vllm_proxy.api.router.v1 import router_pb2 as pb
 from vllm_proxy.router.declarations import Declarations
 from vllm_proxy.router.hosts import HostBook
@@ -17,18 +14,12 @@ from vllm_proxy.router.named_locks import NamedLocks
 
 
 class Registrar:
-    def __init__(
-        self,
-        hosts: HostBook,
-        declarations: Declarations,
-        locks: NamedLocks,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, hosts: HostBook, declarations: Declarations, locks: NamedLocks) -> None:
         self._hosts = hosts
         self._declarations = declarations
         self._locks = locks
-        self._wall_clock = wall_clock
         self._links: set[HostLink] = set()
+        self._closed = False
 
     def open(self, first: pb.RegisterRequest) -> HostLink:
         """A stream opens. Raises InvalidRequest or PermissionDenied (HostBook.attach)."""
@@ -47,10 +38,12 @@ class Registrar:
     def end(self, link: HostLink) -> None:
         """Its stream ended."""
         self._links.discard(link)
-        self._hosts.detach(link)
+        if not self._closed:
+            self._hosts.detach(link)
 
     def close(self) -> None:
-        """Ends every stream (the router stops)."""
+        """Ends every stream, because the router stops; that says nothing about the hosts."""
+        self._closed = True
         for link in self._links:
             link.close()
 
@@ -58,6 +51,6 @@ class Registrar:
         if request.withdrawn_adapters:
             others = [report for report, _ in self._hosts.live() if report.name != link.name]
             self._declarations.unloaded_natively(link.name, request.withdrawn_adapters, others)
-        self._declarations.adopt_native(request.host, int(self._wall_clock() * 1000), self._locks)
+        self._declarations.adopt_native(request.host, self._locks)
         for result in request.results:
             link.resolve(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc.aio
@@ -46,13 +46,14 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     # ---- streams
 
-    async def WatchTable(self, request: pb.WatchTableRequest, context: Any) -> AsyncIterator[pb.WatchTableResponse]:
+    async def WatchTable(self, request: pb.WatchTableRequest, context: Any) -> None:
         log.info("edge watches", extra={"edge": request.edge_id})
         self._metrics.watchers.inc()
         try:
-            async for table in self._feed.watch():
-                self._metrics.table_pushes.inc()
-                yield table
+            async with contextlib.aclosing(self._feed.watch()) as tables:
+                async for table in tables:
+                    await context.write(table)
+                    self._metrics.table_pushes.inc()
         finally:
             self._metrics.watchers.dec()
 
@@ -128,7 +129,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         )
 
     @contextlib.contextmanager
-    def _counted(self, kind: str) -> Any:
+    def _counted(self, kind: str) -> Iterator[None]:
         ok = False
         try:
             yield

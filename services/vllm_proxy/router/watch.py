@@ -7,7 +7,7 @@ heartbeat. A watcher that is slow to read gets the newest table next, never a qu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
@@ -35,8 +35,6 @@ class TableFeed:
         self._news: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.watchers = 0
-        self.on_push: Callable[[], None] = lambda: None
 
     def show(self, picture: Picture) -> None:
         """Sets what the tables are made of. Nothing is pushed before."""
@@ -74,21 +72,16 @@ class TableFeed:
             )
         return self._table
 
-    async def watch(self) -> AsyncIterator[pb.WatchTableResponse]:
+    async def watch(self) -> AsyncGenerator[pb.WatchTableResponse, None]:
         """The newest table, then each time a newer one, until `close`."""
         sent = -1
-        self.watchers += 1
-        try:
-            while not self._closed:
-                if self._picture is None or sent == self._version:
-                    await self._next_news()
-                    continue
-                table = self.current()
-                sent = table.version
-                self.on_push()
-                yield table
-        finally:
-            self.watchers -= 1
+        while not self._closed:
+            if self._picture is None or sent == self._version:
+                await self._next_news()
+                continue
+            table = self.current()
+            sent = table.version
+            yield table
 
     async def _next_news(self) -> None:
         if self._news is None or self._news.done():
