@@ -6,7 +6,7 @@ answer on standard output. A streamed response is counted by its events (blank l
     {"do": "start", "port", "path", "key", "body", "connections", "stream"}   -> {} once each has its first answer
     {"do": "count"}                                                           -> {"count", "failed", "at_s"}
     {"do": "stop"}                                                            -> {}
-    {"do": "sample", "port", "path", "key", "body", "samples"}      -> {"first_byte_s": [...], "whole_s": [...], "failed"}
+    {"do": "sample", "port", "path", "key", "body", "samples"}      -> {"first_byte_s": [], "whole_s": [], "failed"}
 """
 
 from __future__ import annotations

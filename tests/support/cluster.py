@@ -182,7 +182,8 @@ class Cluster:
     def __enter__(self) -> Self:
         try:
             return self.start()
-        except BaseException:
+        except BaseException as e:
+            e.add_note(self.logs())
             self.stop()
             raise
 

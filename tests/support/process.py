@@ -72,7 +72,7 @@ class ServiceProcess:
 
         def healthy() -> bool:
             if not self.running:
-                raise AssertionError(f"{self.name} ended with {self.exit_status} at start:\n{self.log_tail()}")
+                raise AssertionError(f"{self.name} ended with {self.exit_status} at start")
             return self._is_healthy()
 
         try:
