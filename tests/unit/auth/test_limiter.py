@@ -72,7 +72,9 @@ def replay(rate: limiter.Rate, arrivals: list[tuple[int, int]], now: int) -> int
 
 
 STEPS = st.lists(
-    st.tuples(st.one_of(st.just(0), st.integers(0, 20 * NS_PER_SECOND)), st.booleans(), st.floats(0, 1), st.floats(0, 1)),
+    st.tuples(
+        st.one_of(st.just(0), st.integers(0, 20 * NS_PER_SECOND)), st.booleans(), st.floats(0, 1), st.floats(0, 1)
+    ),
     max_size=60,
 )
 
