@@ -66,6 +66,11 @@ class EngineHost:
 
     # State.
 
+    @property
+    def state_name(self) -> str:
+        """STARTING, SERVING, DRAINING or DOWN."""
+        return router_pb2.HostState.Name(self._state).removeprefix("HOST_STATE_")
+
     def serve(self) -> None:
         """Lets requests in. Without effect once it stops."""
         if not self._stopping:
@@ -100,9 +105,10 @@ class EngineHost:
         await self.in_flight.wait_empty(ABORT_GRACE_S)
 
     def _change(self, state: router_pb2.HostState, detail: str) -> None:
-        if state != self._state:
-            log.info("state", extra={"state": router_pb2.HostState.Name(state), "detail": detail})
+        changed = state != self._state
         self._state, self._detail = state, detail
+        if changed:
+            log.info("state", extra={"state": self.state_name, "detail": detail})
         self._on_change()
 
     # Requests.

@@ -121,7 +121,7 @@ class HostService:
             if dying in done:
                 return dying.result()
             ended = done.pop()
-            fault = ended.exception()
+            fault = None if ended.cancelled() else ended.exception()
             log.error("a part of the host ended", exc_info=fault, extra={"part": ended.get_name()})
             return f"the host's {ended.get_name()} ended" + (f": {fault}" if isinstance(fault, ConfigError) else "")
         finally:

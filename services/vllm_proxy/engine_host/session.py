@@ -90,6 +90,8 @@ class HostSession:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
+        """Ends the session now, as if the edge had left."""
+        self._break()
         self._closing.set()
 
     async def flushed(self) -> None:
@@ -205,6 +207,8 @@ class HostSession:
 
     def _break(self) -> None:
         """The edge is out of reach: its running requests end, and all its ends are the settler's."""
+        if self._broken:
+            return
         self._broken = True
         running = [stream for stream in self._streams.values() if not stream.ended]
         log.info(
