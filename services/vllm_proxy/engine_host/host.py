@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import cast
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.router.v1 import router_pb2
@@ -216,8 +215,7 @@ class EngineHost:
         for card in await self.engine.model_cards():
             row = router_pb2.Model(name=card.name, base=card.base, card_json=card.card_json)
             if adapter := adapters.get(card.name):
-                row.digest, row.path = adapter.digest, str(adapter.path)
-                row.origin = cast("router_pb2.AdapterOrigin", adapter.origin)
+                row.digest, row.origin, row.path = adapter.digest, adapter.origin, str(adapter.path)
             rows.append(row)
         return rows
 

@@ -156,7 +156,7 @@ class RequestStream:
         self._balance += credit_bytes
         if self._balance >= 0 and self._credit_waiter is not None:
             self._release_sender()
-        if self._pieces:
+        if self.has_data:
             self._announce()
 
     def stop(self, outcome: auth_pb2.Outcome, error: ServiceError | None = None) -> None:
@@ -260,9 +260,12 @@ class RequestStream:
                     self.first_byte_at = time.monotonic()
                 self._pieces.append(body)
                 self._balance -= len(body)
-                if not self.queued:
-                    self._on_ready(self)
-                if self._balance < 0:
+                if self._balance >= 0:
+                    if not self.queued:
+                        self._on_ready(self)
+                else:
+                    if self.has_data:
+                        self._announce()
                     await self._credit()
             if not message.get("more_body", False):
                 self._complete = True

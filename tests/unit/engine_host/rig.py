@@ -108,7 +108,6 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
-        Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
         self._server = grpc.aio.server()
         auth_pb2_grpc.add_AuthServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(self.address)

@@ -1,7 +1,9 @@
 """Start, drain, death: what the host refuses, what it waits for, how it exits."""
 
 import asyncio
+import logging
 import time
+from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -218,6 +220,25 @@ async def test_maintenance_and_metrics() -> None:
         assert registry.get_sample_value("vllm_proxy_engine_host_sessions") == 1
 
 
+async def test_one_line_in_the_log_for_each_request_and_no_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with Rig() as rig:
+        await rig.serving()
+        edge = await rig.edge()
+        await edge.ended(
+            await edge.start(chat(max_tokens=3), request_id="r-1", key_id="abc", model="sim"),
+            await edge.start(path="/invocations", request_id="r-2"),
+        )
+    lines = {vars(r)["request_id"]: vars(r) for r in caplog.records if r.getMessage() == "request"}
+    assert lines.keys() == {"r-1", "r-2"}
+    served, refused = lines["r-1"], lines["r-2"]
+    assert (served["key_id"], served["model"], served["status"], served["edge"]) == ("abc", "sim", 200, "edge-1")
+    assert (served["outcome"], served["reason"], served["completion_tokens"]) == ("finished", "", 3)
+    assert 0 < served["ttft_ms"] <= served["duration_ms"]
+    assert (refused["outcome"], refused["reason"], refused["status"]) == ("not_sent", "ROUTE_NOT_FOUND", None)
+    assert not any("Count the tokens" in str(value) for value in served.values())
+
+
 async def test_a_failed_part_ends_the_host() -> None:
     async with Rig(lambda: ScriptedEngine(hang)) as rig:
         await rig.serving()
@@ -228,8 +249,6 @@ async def test_a_failed_part_ends_the_host() -> None:
 
 def test_unknown_names_and_engines() -> None:
     settings = Settings.model_validate({"engine_hosts": {"a": {"engine": "sglang"}}})
-    from pathlib import Path
-
     loaded = LoadedSettings(settings, Path("c.yaml"), Path())
     with pytest.raises(ConfigError, match="--name b"):
         host_config(loaded, "b")

@@ -39,7 +39,7 @@ async def test_streamed_and_whole_answers_with_counts() -> None:
         assert first.counts == sorted(first.counts)
         assert second.json["usage"]["completion_tokens"] == second.end.usage.completion_tokens == 5
         assert second.json["usage"]["prompt_tokens"] == second.end.usage.prompt_tokens > 0
-        assert dict((h.name, h.value) for h in second.head.headers)[b"content-type"] == b"application/json"
+        assert {h.name: h.value for h in second.head.headers}[b"content-type"] == b"application/json"
 
 
 async def test_the_engine_sees_an_allowlist_of_headers_and_an_id_of_ours() -> None:

@@ -74,10 +74,9 @@ class SimEngine:
 
     async def wait_dead(self) -> str:
         assert self._clock is not None, "started"
-        try:
-            await asyncio.shield(self._clock)
-        except Exception as e:
-            log.error("the simulator failed", exc_info=e)
+        await asyncio.wait((self._clock,))
+        if not self._clock.cancelled() and (fault := self._clock.exception()) is not None:
+            log.error("the simulator failed", exc_info=fault)
         return "the simulator's clock stopped"
 
     def base_models(self) -> Sequence[str]:

@@ -108,9 +108,10 @@ class Batch:
             if next_at < now - self._step_s:
                 next_at = now
             await asyncio.sleep(next_at - now)
-            self._step()
+            self.step()
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """One step of everything that is here."""
         waiting, prefilling, running = self._waiting, self._prefilling, self._running
         while waiting and len(running) + len(prefilling) < self._max_num_seqs:
             if self._kv_used + waiting[0].kv_tokens > self.kv_cache_tokens:
