@@ -153,6 +153,8 @@ class Registration:
                 log.info("registered", extra={"router": self._address})
             if response.heartbeat_ms:
                 self._heartbeat_s = response.heartbeat_ms / 1000
+                # The pause that is under way may be longer than the router waits.
+                self._news.set()
             for command in response.commands:
                 self._begin(command)
 

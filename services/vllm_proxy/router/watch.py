@@ -1,7 +1,7 @@
 """The routing table as it is pushed to edges.
 
-What changes where requests may go is pushed at once; loads that moved are gathered and pushed at most once per
-heartbeat. A watcher that is slow to read gets the newest table next, never a queue of old ones.
+What changes where requests may go is pushed at once, as a whole table; loads that moved are gathered and pushed alone,
+at most once per heartbeat. A watcher that is slow to read gets the newest next, never a queue of what was.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ class TableFeed:
         self._mapping = dict(model_backend_mapping)
         self._load_interval_s = load_interval_s
         self._version = first_version
+        #: Of the last whole table; later versions differ from it in loads only.
+        self._whole_version = first_version
         self._picture: Picture | None = None
         self._table: pb.WatchTableResponse | None = None
+        self._loads: pb.WatchTableResponse | None = None
         self._news: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -48,16 +51,20 @@ class TableFeed:
 
     def changed(self) -> None:
         """Pushes a new table now."""
-        self._drop_timer()
-        self._version += 1
-        self._table = None
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        self._advance()
+        self._whole_version = self._version
 
     def load_changed(self) -> None:
-        """Pushes a new table within the load interval."""
+        """Pushes the loads within the load interval."""
         if self._timer is None and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(self._load_interval_s, self.changed)
+            self._timer = asyncio.get_running_loop().call_later(self._load_interval_s, self._advance)
+
+    def _advance(self) -> None:
+        self._drop_timer()
+        self._version += 1
+        self._table = self._loads = None
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def current(self) -> pb.WatchTableResponse:
         """The newest table; built once per version and shared, so not to be changed."""
@@ -72,14 +79,24 @@ class TableFeed:
             )
         return self._table
 
+    def _current_loads(self) -> pb.WatchTableResponse:
+        if self._loads is None:
+            reports = self._picture.table() if self._picture else ()
+            self._loads = pb.WatchTableResponse(
+                version=self._version,
+                hosts=[pb.Host(name=report.name, load=report.load) for report in reports],
+                loads_only=True,
+            )
+        return self._loads
+
     async def watch(self) -> AsyncGenerator[pb.WatchTableResponse, None]:
-        """The newest table, then each time a newer one, until `close`."""
+        """The newest table, then what changed each time that something did, until `close`."""
         sent = -1
         while not self._closed:
             if self._picture is None or sent == self._version:
                 await self._next_news()
                 continue
-            table = self.current()
+            table = self.current() if sent < self._whole_version else self._current_loads()
             sent = table.version
             yield table
 

@@ -112,6 +112,21 @@ def test_own_requests_are_not_counted_twice() -> None:
     assert picked.name == "a"
 
 
+def test_news_of_loads_changes_loads_and_nothing_else() -> None:
+    built = table(host("a", "m", in_flight=1), host("b", "m", in_flight=5), absent=("gone",))
+    news = pb.WatchTableResponse(
+        version=2,
+        hosts=[pb.Host(name="a", load=pb.HostLoad(in_flight=9)), pb.Host(name="new", load=pb.HostLoad(in_flight=1))],
+        loads_only=True,
+    )
+    built.apply(news, {"a": 2})
+    assert built.version == 2
+    assert [(h.name, h.others_in_flight) for h in built.candidates("m")] == [("a", 7), ("b", 5)]
+    assert sorted(built.hosts) == ["a", "b"]
+    assert names(built, "gone") == []
+    assert [row.name for row in built.models()] == ["m"]
+
+
 @given(
     hosts=st.lists(
         st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(STATES), st.sets(st.sampled_from(["m1", "m2", "m3"]))),

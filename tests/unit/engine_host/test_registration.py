@@ -131,13 +131,17 @@ class Edge:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.stub = router_pb2_grpc.RouterServiceStub(channel)
         self.tables: list[pb.WatchTableResponse] = []
+        self.loads: dict[str, int] = {}
         self._task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 async for table in self.stub.WatchTable(pb.WatchTableRequest(edge_id="e"), wait_for_ready=True):
-                    self.tables.append(table)
+                    if table.loads_only:
+                        self.loads = {host.name: host.load.running for host in table.hosts}
+                    else:
+                        self.tables.append(table)
 
     def names(self, state: int = pb.HOST_STATE_SERVING) -> list[str]:
         return [host.name for host in self.tables[-1].hosts if host.state == state] if self.tables else []
@@ -215,10 +219,14 @@ async def test_host_appears_leaves_at_once_when_its_stream_breaks_and_returns(
 
 async def test_versions_grow_and_load_is_pushed(edge: Edge, start_host: StartHost) -> None:
     host = await start_host("h1")
+    await eventually(lambda: edge.names() == ["h1"], "h1 in the table")
     host.report.load.running = 7
-    await eventually(lambda: edge.names() == ["h1"] and edge.tables[-1].hosts[0].load.running == 7, "load pushed")
+    await eventually(lambda: edge.loads == {"h1": 7}, "load pushed")
+    host.report.state = pb.HOST_STATE_DRAINING
+    await eventually(lambda: edge.names(pb.HOST_STATE_DRAINING) == ["h1"], "state pushed")
     versions = [table.version for table in edge.tables]
     assert versions == sorted(set(versions))
+    assert all(table.hosts for table in edge.tables[1:]), "the host was out of the table in between"
 
 
 async def test_poke_reports_soon_and_a_stopping_host_says_so(edge: Edge, start_host: StartHost) -> None:

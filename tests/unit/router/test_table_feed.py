@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.support.wait import eventually
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
 from vllm_proxy.router.watch import TableFeed
@@ -11,7 +12,7 @@ from vllm_proxy.router.watch import TableFeed
 
 class Picture:
     def __init__(self) -> None:
-        self.hosts = [pb.Host(name="h")]
+        self.hosts = [pb.Host(name="h", address="unix:h", load=pb.HostLoad(running=3))]
 
     def table(self) -> list[pb.Host]:
         return self.hosts
@@ -63,6 +64,21 @@ async def test_moving_loads_are_gathered(feed: TableFeed) -> None:
         feed.load_changed()
     second = await next_table(watch)
     assert second.version == first.version + 1
+    assert second == pb.WatchTableResponse(
+        version=second.version, hosts=[pb.Host(name="h", load=pb.HostLoad(running=3))], loads_only=True
+    )
+
+
+async def test_watcher_that_missed_a_change_gets_the_whole_table(feed: TableFeed) -> None:
+    feed.show(Picture())
+    watch = feed.watch()
+    first = await next_table(watch)
+    feed.changed()
+    feed.load_changed()
+    await eventually(lambda: feed.current().version == first.version + 2, "the loads have moved")
+    table = await next_table(watch)
+    assert not table.loads_only
+    assert table.hosts[0].address == "unix:h"
 
 
 async def test_change_goes_out_at_once_and_takes_the_loads_along(feed: TableFeed) -> None:

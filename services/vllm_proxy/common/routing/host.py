@@ -9,9 +9,10 @@ from typing import Protocol
 from vllm_proxy.api.router.v1 import router_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Host:
-    """One host at the time of its table. `address` is where its EngineService listens."""
+    """One host of a table. `address` is where its EngineService listens. Only its load changes while the table is in
+    force."""
 
     name: str
     incarnation: str
@@ -22,6 +23,12 @@ class Host:
     others_in_flight: int = 0
     #: Requests that wait inside the engine: it is saturated.
     waiting: int = 0
+
+    def show_load(self, load: pb.HostLoad, local: int) -> None:
+        """Takes the load of a heartbeat. `local`: what this process has there right now."""
+        reported = max(load.in_flight, load.running + load.waiting)
+        self.others_in_flight = max(0, reported - local)
+        self.waiting = load.waiting
 
     @property
     def serving(self) -> bool:

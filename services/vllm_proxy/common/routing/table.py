@@ -49,6 +49,12 @@ class RoutingTable:
     def apply(self, table: pb.WatchTableResponse, local_in_flight: Mapping[str, int] = _NOTHING) -> None:
         """Puts a new table in force. `local_in_flight` is what this process has at each host (by name) right now:
         it is taken out of the hosts' own reports, to which `pick` adds what there is by then."""
+        self.version = table.version
+        if table.loads_only:
+            for report in table.hosts:
+                if host := self.hosts.get(report.name):
+                    host.show_load(report.load, local_in_flight.get(host.name, 0))
+            return
         ordered = sorted(table.hosts, key=lambda host: host.name)
         self.hosts = {host.name: _host(host, local_in_flight.get(host.name, 0)) for host in ordered}
         self._any = tuple(host for host in self.hosts.values() if host.serving)
@@ -56,7 +62,6 @@ class RoutingTable:
         self._rows = _rows(host for host in ordered if host.state == pb.HOST_STATE_SERVING)
         if table.policy != self._policy.name:
             self._policy = POLICIES.get(table.policy, LeastLoaded)()
-        self.version = table.version
 
     def candidates(self, model: str | None) -> tuple[Host, ...]:
         """The hosts that a request for `model` may go to, in the order of their names. May be empty."""
@@ -100,17 +105,9 @@ class RoutingTable:
 
 
 def _host(report: pb.Host, local: int) -> Host:
-    load = report.load
-    reported = max(load.in_flight, load.running + load.waiting)
-    return Host(
-        name=report.name,
-        incarnation=report.incarnation,
-        address=report.address,
-        engine=report.engine,
-        state=report.state,
-        others_in_flight=max(0, reported - local),
-        waiting=load.waiting,
-    )
+    host = Host(report.name, report.incarnation, report.address, report.engine, report.state)
+    host.show_load(report.load, local)
+    return host
 
 
 def _rows(serving: Iterable[pb.Host]) -> tuple[ModelRow, ...]:

@@ -40,7 +40,7 @@ class WatchTableRequest(_message.Message):
     def __init__(self, edge_id: _Optional[str] = ...) -> None: ...
 
 class WatchTableResponse(_message.Message):
-    __slots__ = ("version", "hosts", "policy", "model_backend_mapping", "absent_models")
+    __slots__ = ("version", "hosts", "policy", "model_backend_mapping", "absent_models", "loads_only")
     class ModelBackendMappingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,12 +53,14 @@ class WatchTableResponse(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MODEL_BACKEND_MAPPING_FIELD_NUMBER: _ClassVar[int]
     ABSENT_MODELS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_ONLY_FIELD_NUMBER: _ClassVar[int]
     version: int
     hosts: _containers.RepeatedCompositeFieldContainer[Host]
     policy: str
     model_backend_mapping: _containers.ScalarMap[str, str]
     absent_models: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ..., policy: _Optional[str] = ..., model_backend_mapping: _Optional[_Mapping[str, str]] = ..., absent_models: _Optional[_Iterable[str]] = ...) -> None: ...
+    loads_only: bool
+    def __init__(self, version: _Optional[int] = ..., hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ..., policy: _Optional[str] = ..., model_backend_mapping: _Optional[_Mapping[str, str]] = ..., absent_models: _Optional[_Iterable[str]] = ..., loads_only: _Optional[bool] = ...) -> None: ...
 
 class Host(_message.Message):
     __slots__ = ("name", "incarnation", "address", "engine", "state", "models", "load", "engine_version", "last_seen_ms", "detail")

@@ -84,7 +84,8 @@ class RouterServiceServicer:
     """
 
     def WatchTable(self, request, context):
-        """The routing table, pushed to an edge worker: whole at once, then again after every change.
+        """The routing table, pushed to an edge worker: whole at once, then again after every change of what may go
+        where. Loads alone follow about once per heartbeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
