@@ -1,19 +1,21 @@
-"""The journal in one SQLite file: WAL, one connection, group commit.
+"""The journal in one SQLite file: WAL, one writing connection, group commit.
 
 Whatever is appended during one turn of the event loop is one transaction. A small one is written on the loop: in WAL
-mode with `synchronous=NORMAL` that is a few writes to the page cache and no fsync, and much faster than waking a
-thread (docs/adr). Everything that may wait for the disk runs on the store's one thread: large transactions, every
-transaction of `synchronous=FULL`, checkpoints, and the first write after a checkpoint (SQLite syncs the WAL's new
-header there). What is appended meanwhile is the next transaction.
+mode with `synchronous=NORMAL` that is a few writes to the page cache without an fsync, and sooner done than a thread
+is woken. Everything that waits for the disk runs on threads: each transaction of `synchronous=FULL`, large ones, and
+checkpoints. What is appended while a thread writes is the next transaction.
 
-The file is locked for this process alone, so that no second service can decide over the same balances.
+A checkpoint has two parts: the WAL is copied into the file while requests go on; then, with the next transaction, the
+small rest follows and the WAL begins anew (SQLite syncs its new header then, so that is done on the thread too).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 #: Transactions of more records are written on the thread.
 _MAX_INLINE_RECORDS = 512
+#: How long a transaction waits for another program's (somebody who repairs something by hand).
+_BUSY_TIMEOUT_MS = 30_000
 #: Records after which the WAL is copied into the file (about 16 MiB).
 _RECORDS_PER_CHECKPOINT = 50_000
 #: Ledger rows that a start looks through for the recent ones.
@@ -89,18 +93,25 @@ class SqliteStore:
         self._flush_is_due = False
         self._in_thread = False
         self._since_checkpoint = 0
+        self._copying: asyncio.Future[None] | None = None
+        self._restart_wal = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="auth-store")
+        # One writes, one copies the WAL.
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="auth-store")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _connect(path, full_sync)
+        self._lock = _lock(path)
+        try:
+            self._db = _connect(path, full_sync)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._path = path
 
     def load(self, recent_since_ms: int) -> StoredState:
         """Reads in the calling thread; for the start, before anything is appended."""
         state = StoredState()
-        with _transaction(self._db):
-            self._db.execute(_FOLD)
-            self._db.execute(_FOLDED)
+        self._fold()
         for account, *sums in self._db.execute("SELECT * FROM balances"):
             state.balances[account] = Balance(*sums)
         for row in self._db.execute("SELECT * FROM leases ORDER BY opened_at_ms"):
@@ -130,8 +141,11 @@ class SqliteStore:
             await asyncio.wait([idle, failed], return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
             failed.cancel()
-        await self._loop.run_in_executor(self._thread, self._db.close)
-        self._thread.shutdown()
+        if self._copying is not None:
+            await asyncio.wait([self._copying])
+        await self._loop.run_in_executor(self._threads, self._db.close)
+        self._threads.shutdown()
+        os.close(self._lock)
 
     def _flush(self) -> None:
         self._flush_is_due = False
@@ -142,21 +156,25 @@ class SqliteStore:
             self._idle.set()
             return
         count = sum(len(records) for records, _ in batch)
-        self._since_checkpoint += count
-        checkpoint = self._since_checkpoint >= _RECORDS_PER_CHECKPOINT
-        if self._full_sync or checkpoint or count > _MAX_INLINE_RECORDS:
-            self._in_thread = True
-            job = self._thread.submit(self._write_and_checkpoint if checkpoint else self._write, batch)
-            job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._thread_done, batch, done))
-            if checkpoint:
-                self._since_checkpoint = 0
+        self._count_towards_checkpoint(count)
+        if self._full_sync or self._restart_wal or count > _MAX_INLINE_RECORDS:
+            self._write_in_thread(batch)
             return
         try:
             self._write(batch)
         except sqlite3.Error as e:
-            self._fail(e)
+            if _is_busy(e):
+                self._write_in_thread(batch)
+            else:
+                self._fail(e)
         else:
             self._written(batch)
+
+    def _write_in_thread(self, batch: list[_Queued]) -> None:
+        self._in_thread = True
+        restart_wal, self._restart_wal = self._restart_wal, False
+        job = self._threads.submit(self._write_patiently, batch, restart_wal)
+        job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._thread_done, batch, done))
 
     def _thread_done(self, batch: list[_Queued], job: Future[None]) -> None:
         self._in_thread = False
@@ -166,6 +184,20 @@ class SqliteStore:
         else:
             self._written(batch)
             self._flush()
+
+    def _count_towards_checkpoint(self, records: int) -> None:
+        self._since_checkpoint += records
+        if self._since_checkpoint >= _RECORDS_PER_CHECKPOINT and self._copying is None:
+            self._since_checkpoint = 0
+            self._copying = self._loop.run_in_executor(self._threads, self._copy_wal)
+            self._copying.add_done_callback(self._copied)
+
+    def _copied(self, copying: asyncio.Future[None]) -> None:
+        self._copying = None
+        if (error := copying.exception()) is None:
+            self._restart_wal = True
+        elif isinstance(error, Exception):
+            self._fail(error)
 
     def _written(self, batch: list[_Queued]) -> None:
         for _, durable in batch:
@@ -201,13 +233,41 @@ class SqliteStore:
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
         self._metrics.committed_records.inc(len(opened) + len(reported) + len(settled))
 
-    def _write_and_checkpoint(self, batch: list[_Queued]) -> None:
-        self._write(batch)
-        self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        # The next writer begins the WAL anew and syncs its header: let that be this thread. Folding keeps starts short.
+    def _write_patiently(self, batch: list[_Queued], restart_wal: bool) -> None:
+        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        try:
+            self._write(batch)
+        finally:
+            self._db.execute("PRAGMA busy_timeout = 0")
+        if restart_wal:
+            # Busy if another program reads just now: the WAL then grows on until the next time.
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._fold()
+
+    def _copy_wal(self) -> None:
+        with contextlib.closing(sqlite3.connect(self._path, timeout=0, isolation_level=None)) as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _fold(self) -> None:
+        """Adds new ledger rows to the balances, which keeps starts short."""
         with _transaction(self._db):
             self._db.execute(_FOLD)
             self._db.execute(_FOLDED)
+
+
+def _lock(path: Path) -> int:
+    """Keeps a second service from deciding over the same balances; the kernel frees it when the process ends."""
+    handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise ConfigError(f"auth.store: {path}: another process has it open (a second auth service?)") from None
+    return handle
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return bool(getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY)
 
 
 def _connect(path: Path, full_sync: bool) -> sqlite3.Connection:
@@ -217,7 +277,6 @@ def _connect(path: Path, full_sync: bool) -> sqlite3.Connection:
         raise ConfigError(f"auth.store: {path}: {e}") from None
     try:
         path.chmod(0o600)
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
         db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -228,8 +287,7 @@ def _connect(path: Path, full_sync: bool) -> sqlite3.Connection:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.Error as e:
         db.close()
-        held = getattr(e, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-        fault = "another process has it open (a second auth service?)" if held else str(e)
+        fault = "another process has it open" if _is_busy(e) else str(e)
         raise ConfigError(f"auth.store: {path}: {fault}") from None
     except BaseException:
         db.close()
@@ -249,7 +307,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _transaction(db: sqlite3.Connection, begin: str = "BEGIN") -> Iterator[None]:
+def _transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
     db.execute(begin)
     try:
         yield

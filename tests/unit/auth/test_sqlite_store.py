@@ -143,24 +143,53 @@ async def test_while_the_thread_writes_everything_else_becomes_one_transaction(
     assert len((await reloaded(path)).leases) == 50
 
 
-async def test_checkpoints_happen_on_the_thread_and_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checkpoints_happen_on_threads_and_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_store, "_RECORDS_PER_CHECKPOINT", 20)
     db = Opened(path)
     threads = []
-    checkpoint = db.store._write_and_checkpoint
-
-    def traced(batch):
-        threads.append(threading.current_thread())
-        checkpoint(batch)
-
-    monkeypatch.setattr(db.store, "_write_and_checkpoint", traced)
-    for number in range(100):
+    fold, copy = db.store._fold, db.store._copy_wal
+    monkeypatch.setattr(db.store, "_fold", lambda: (threads.append(threading.current_thread()), fold()))
+    monkeypatch.setattr(db.store, "_copy_wal", lambda: (threads.append(threading.current_thread()), copy()))
+    wal = path.with_name("auth.db-wal")
+    sizes = []
+    for number in range(400):
         await db.write(opened(number), settled(number))
-    assert len(threads) == 10 and threading.main_thread() not in threads
-    assert path.stat().st_size > 8192, "the WAL was copied into the file"
+        sizes.append(wal.stat().st_size)
+        if db.store._copying is not None and number % 2:
+            await db.store._copying
+    assert len(threads) >= 8 and threading.main_thread() not in threads
+    assert sizes[-1] < 400 * 4096, "the WAL begins anew"
     await db.store.close()
     state = await reloaded(path)
-    assert state.leases == [] and state.balances == {ALICE: Balance(1000, 400, 500, 100)}
+    assert state.leases == [] and state.balances == {ALICE: Balance(4000, 1600, 2000, 400)}
+
+
+async def test_commits_go_on_while_the_wal_is_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "_RECORDS_PER_CHECKPOINT", 1)
+    db = Opened(path)
+    go, copy = threading.Event(), db.store._copy_wal
+    monkeypatch.setattr(db.store, "_copy_wal", lambda: (go.wait(10), copy()))
+    for number in range(20):
+        await db.write(opened(number))
+    assert not go.is_set() and db.store._copying is not None
+    go.set()
+    await db.store.close()
+    assert len((await reloaded(path)).leases) == 20
+
+
+async def test_another_programs_transaction_delays_but_does_not_fail(path: Path) -> None:
+    db = Opened(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    db.append(1, [opened(1)])
+    while not db.store._in_thread:  # noqa: ASYNC110 - no event says so
+        await asyncio.sleep(0)
+    assert db.acknowledged == []
+    other.execute("ROLLBACK")
+    other.close()
+    await db.write()
+    assert db.acknowledged == [1] and not db.store.failed.done()
+    await db.store.close()
 
 
 async def test_closing_waits_for_what_was_appended(path: Path) -> None:
