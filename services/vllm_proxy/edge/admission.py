@@ -30,6 +30,9 @@ MAX_BATCH_FRAMES = 2048
 #: about 100 MB, hours of an outage.
 MAX_UNSETTLED = 200_000
 RENEWALS_PER_TTL = 3
+#: A settlement waits so long for an admission to go with. The auth service reads settlements first, so the next
+#: request of the same client finds what this one freed.
+SETTLE_DELAY_S = 0.002
 
 
 class AdmissionRefused(Exception):
@@ -135,7 +138,7 @@ class AuthClient:
         self._settles[seq] = settlement
         self._settle_outbox.append(seq)
         self._idle.clear()
-        self._link.wake()
+        self._link.wake_within(SETTLE_DELAY_S)
 
     async def wait_settled(self) -> None:
         """Returns when everything that was to be settled is durable."""

@@ -85,6 +85,9 @@ class ExchangeContext:
     #: Set while `running` is empty.
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __post_init__(self) -> None:
+        self.idle.set()
+
     def add(self, exchange: Exchange) -> None:
         self.running.add(exchange)
         self.idle.clear()

@@ -19,6 +19,8 @@ BATCH_BYTES = 640 * 1024
 #: What the envelope of a request is counted as.
 START_BYTES = 1024
 MAX_CONTROL_FRAMES = 8192
+#: An acknowledgement only frees memory at the host, so it waits for company.
+ACK_DELAY_S = 0.1
 
 
 class ResponseSink(Protocol):
@@ -115,7 +117,7 @@ class HostSession:
         """Tells the host that a request's end has been settled. Requests of an earlier stream are the host's own."""
         if stream_id > self._lost_until:
             self._acks.append(stream_id)
-            self._link.wake()
+            self._link.wake_within(ACK_DELAY_S)
 
     # The link's side.
 
@@ -177,7 +179,7 @@ class HostSession:
             sink = streams.pop(end.stream_id, None)
             if sink is None:
                 self._acks.append(end.stream_id)
-                self._link.wake()
+                self._link.wake_within(ACK_DELAY_S)
             else:
                 self._load[self.name] = len(streams)
                 sink.ended(end)

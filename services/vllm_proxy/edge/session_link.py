@@ -47,15 +47,25 @@ class SessionLink:
         self._min_s = settings.reconnect_min_s
         self._max_s = settings.reconnect_max_s
         self._ready = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
         self.wake = self._ready.set
         #: True from the peer's first message until the stream breaks.
         self.connected = False
         self._finishing = False
 
+    def wake_within(self, delay_s: float) -> None:
+        """Like `wake`, for what nobody waits for: it goes with the next message, or alone after `delay_s`."""
+        if self._later is None and not self._ready.is_set():
+            self._later = asyncio.get_running_loop().call_later(delay_s, self._wake_now)
+
     def finish(self) -> None:
         """Sends what is ready, then ends the stream in good order."""
         self._finishing = True
         self.wake()
+
+    def _wake_now(self) -> None:
+        self._later = None
+        self._ready.set()
 
     async def run(self) -> None:
         delay_s = self._min_s
@@ -103,6 +113,9 @@ class SessionLink:
             await call.write(self._peer.hello())
             while True:
                 self._ready.clear()
+                if self._later is not None:
+                    self._later.cancel()
+                    self._later = None
                 batch = self._peer.next_batch()
                 if batch is None:
                     if self._finishing:
