@@ -128,14 +128,14 @@ class Environment:
         self.log_path.write_bytes(b"")
         stale = _read(self.folder / ".place") not in (None, str(ROOT)) or _read(self.folder / ".build") not in (
             None,
-            _build(),
+            engine_build(),
         )
         if self._interrupted.exists() or stale or not self._has_pip():
             shutil.rmtree(self.folder, ignore_errors=True)
             self._create()
         self._interrupted.touch()
         (self.folder / ".place").write_text(str(ROOT))
-        (self.folder / ".build").write_text(_build())
+        (self.folder / ".build").write_text(engine_build())
         for part in missing:
             PARTS[part](self)
             self._stamp(part).write_text(_key(part))
@@ -240,7 +240,7 @@ def _install_dev(env: Environment) -> None:
 
 
 def _install_vllm(env: Environment) -> None:
-    if _build() == "gpu":
+    if engine_build() == "gpu":
         env.pip("install", f"vllm=={VLLM_VERSION}")
     else:
         _install_cpu_torch(env)
@@ -293,7 +293,7 @@ HELD_BY = {"gateway": ("dev",)}
 
 def _key(part: str) -> str:
     """Changes when the part has to be installed again."""
-    digest = hashlib.sha256(f"{part} {_build()} {sys.version_info[:2]} {ROOT}".encode())
+    digest = hashlib.sha256(f"{part} {engine_build()} {sys.version_info[:2]} {ROOT}".encode())
     if part == "vllm":
         digest.update(f"{VLLM_VERSION} {CPU_TORCH_VERSION}".encode())
     elif part == "demo":
@@ -303,7 +303,7 @@ def _key(part: str) -> str:
     return digest.hexdigest()
 
 
-def _build() -> str:
+def engine_build() -> str:
     """`gpu` with an NVIDIA GPU, else `cpu`. VLLM_BUILD overrides it."""
     chosen = os.environ.get("VLLM_BUILD")
     if chosen:

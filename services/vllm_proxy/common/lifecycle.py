@@ -63,6 +63,13 @@ Main = Callable[[LoadedSettings, StopSignal], Awaitable[int]]
 def argument_parser(service: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m vllm_proxy.{service}")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="configuration file (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="wins over the file: a dotted key and a value in YAML; may stand more than once",
+    )
     parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
     return parser
 
@@ -70,7 +77,7 @@ def argument_parser(service: str) -> argparse.ArgumentParser:
 def load_or_exit(args: argparse.Namespace) -> LoadedSettings:
     """The settings of `--config`. Exits with 2 and one line per fault; with 0 after `--check-config`."""
     try:
-        loaded = load_settings(args.config)
+        loaded = load_settings(args.config, args.set)
     except ConfigError as e:
         print(e, file=sys.stderr)
         sys.exit(2)

@@ -7,7 +7,7 @@ The environment is used for secrets only. A relative path is relative to the pro
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -334,10 +334,10 @@ def find_root(config_path: Path) -> Path:
     return folder.parent if folder.name == "config" else folder
 
 
-def load_settings(path: Path) -> LoadedSettings:
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
     """Reads and checks a configuration file. A missing file is an error, an empty one means all defaults.
 
-    Raises ConfigError.
+    Each override is `dotted.key=value` (the value in YAML) and wins over the file. Raises ConfigError.
     """
     path = path.resolve()
     try:
@@ -354,11 +354,27 @@ def load_settings(path: Path) -> LoadedSettings:
         raise ConfigError(f"{path}: must be a mapping of settings")
     # `vllm:` with nothing below it means the defaults, not null.
     data = {k: v for k, v in data.items() if not (v is None and k in _SECTIONS)}
+    for override in overrides:
+        _override(data, override)
     try:
         settings = Settings.model_validate(data)
     except ValidationError as e:
         raise ConfigError("\n".join(f"{path}: {_fault(error)}" for error in e.errors())) from None
     return LoadedSettings(settings, path, find_root(path), tuple(_warnings(data)))
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.get(parent)
+        data[parent] = data = dict(child) if isinstance(child, dict) else {}
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        separator = ""
+    if not separator:
+        raise ConfigError(f"--set {override}: must be key=value, the value in YAML")
 
 
 def enter_root(loaded: LoadedSettings) -> None:

@@ -1,0 +1,216 @@
+"""Waits until what was started answers, saying what it waits for; tells a start that cannot succeed and why."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from scripts.supervisor_client import Supervisor, SupervisorGone
+from scripts.supervisor_config import Program
+
+from vllm_proxy.common.settings import LoadedSettings
+
+POLL_S = 0.25
+CALL_TIMEOUT_S = 2.0
+#: Without a terminal, a line is printed when the awaited service changes, and so often.
+LINE_INTERVAL_S = 10.0
+TAIL_BYTES = 64 * 1024
+
+#: An engine that dies while it starts will do so again; other services may wait for each other.
+ENGINE_DEATHS = 1
+SERVICE_DEATHS = 3
+
+#: What a line of an engine's output means to a user.
+CAUSES = (
+    (r"unrecognized arguments|error: argument", "a flag of the start command is not one of the installed engine"),
+    (r"out of memory|OutOfMemory|Cannot allocate", "memory is too small for the model; try a smaller one"),
+    (r"Available memory on node|No available memory for the cache|larger than the available KV cache",
+     "memory is too small for the KV cache; lower --max-model-len or --kv-cache-memory-bytes"),
+    (r"is not a valid model identifier|Repository Not Found|is not a local folder|LocalEntryNotFound|OfflineMode",
+     "no such model, here or on the Hub (or the Hub cannot be reached)"),
+    (r"gated repo|401 Client Error", "the model's owner wants a login: set HF_TOKEN"),
+    (r"does not support LoRA", "this model takes no LoRA adapters: set vllm.lora.enabled: false in config.yaml"),
+    (r"[Aa]ddress already in use", "a port is in use by another program"),
+    (r"No space left", "the disk is full"),
+    (r"No module named", "the environment is not complete: rm -rf .venv, then make run"),
+)  # fmt: skip
+
+
+class StartFailed(Exception):
+    """A service cannot start. The message names it, its last error, the likely cause and its log."""
+
+
+class Stopped(Exception):
+    """Somebody stopped the services meanwhile."""
+
+
+def wait_ready(
+    loaded: LoadedSettings, supervisor: Supervisor, wanted: Sequence[Program], timeout_s: float | None = None
+) -> None:
+    """Returns when all of `wanted` answer. Raises StartFailed, Stopped or TimeoutError."""
+    started_at = time.monotonic()
+    since = time.time()
+    progress = _Progress()
+    deaths = _Deaths(supervisor)
+    waiting = list(wanted)
+    serves_models = any(program.engine for program in wanted)
+    try:
+        while True:
+            waiting = [program for program in waiting if not is_ready(program, serves_models)]
+            if not waiting:
+                return
+            if not supervisor.is_running():
+                raise Stopped
+            if (failed := deaths.fatal(waiting)) is not None:
+                raise StartFailed(explain(loaded, failed))
+            first = waiting[0]
+            log = awaited_log(loaded, first, since)
+            elapsed_s = time.monotonic() - started_at
+            progress.show(first.name, f"{elapsed_s:4.0f} s  waiting for {first.name}{log}")
+            if timeout_s is not None and elapsed_s > timeout_s:
+                raise TimeoutError(f"{first.name} does not answer after {timeout_s:.0f} s{log}")
+            time.sleep(POLL_S)
+    finally:
+        progress.clear()
+
+
+def is_ready(program: Program, serves_models: bool = True) -> bool:
+    """Whether a service answers that it serves; an edge without engines serves when it answers at all."""
+    if program.name == "edge":
+        status = _http_status(f"{program.address}/health")
+        return status == 200 or (status is not None and not serves_models)
+    with grpc.insecure_channel(program.address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=False
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def explain(loaded: LoadedSettings, program: Program) -> str:
+    """Why a service does not start, from its log and its engine's output."""
+    log = loaded.settings.logs.dir / program.log_names[0]
+    outputs = [path for path in (_engine_output(loaded, program), log) if path is not None]
+    text = "\n".join(_tail(loaded.root / path) for path in outputs)
+    cause = next((cause for pattern, cause in CAUSES if re.search(pattern, text)), None)
+    return "\n".join(
+        [
+            f"{program.name} cannot start.",
+            *(f"  | {line}" for line in _errors(_tail(loaded.root / log))[-3:]),
+            *([f"  likely cause: {cause}"] if cause else []),
+            f"  log: {', '.join(str(path) for path in outputs)}",
+        ]
+    )
+
+
+def awaited_log(loaded: LoadedSettings, program: Program, since: float) -> str:
+    """Where to look meanwhile, and the newest line there."""
+    path = _engine_output(loaded, program) or loaded.settings.logs.dir / program.log_names[0]
+    newest = ""
+    if program.engine and (loaded.root / path).exists() and (loaded.root / path).stat().st_mtime >= since:
+        lines = [line for line in re.split(r"[\r\n]+", _tail(loaded.root / path)) if line.strip()]
+        newest = f": {lines[-1].rpartition('] ')[2].strip()[:70]}" if lines else ""
+    return f" ({path}{newest})"
+
+
+class _Deaths:
+    """Counts how often each process was started anew."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._pids: dict[str, set[int]] = {}
+
+    def fatal(self, waiting: Sequence[Program]) -> Program | None:
+        """A program that will not come up by itself any more."""
+        by_name = {program.name: program for program in waiting}
+        try:
+            processes = self._supervisor.processes()
+        except SupervisorGone:
+            raise Stopped from None
+        for process in processes:
+            program = by_name.get(process.service)
+            if program is None:
+                continue
+            if process.state in ("FATAL", "STOPPED"):
+                return program
+            pids = self._pids.setdefault(process.name, set())
+            if process.pid:
+                pids.add(process.pid)
+            if len(pids) > (ENGINE_DEATHS if program.engine else SERVICE_DEATHS):
+                return program
+        return None
+
+
+class _Progress:
+    """One line that is written over on a terminal; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._topic = ""
+        self._shown_at = 0.0
+
+    def show(self, topic: str, text: str) -> None:
+        now = time.monotonic()
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        elif topic != self._topic or now - self._shown_at >= LINE_INTERVAL_S:
+            self._topic, self._shown_at = topic, now
+            print(text, flush=True)
+
+    def clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", flush=True)
+
+
+def _engine_output(loaded: LoadedSettings, program: Program) -> Path | None:
+    settings = loaded.settings
+    section = {"vllm": settings.vllm, "sglang": settings.sglang}.get(program.engine or "")
+    return section.log_file if section is not None and section.launch_mode != "attached" else None
+
+
+def _errors(text: str) -> list[str]:
+    """What a service's JSON log says went wrong, and lines that are not JSON (a crash before the log began)."""
+    found = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            if line.strip():
+                found.append(line.strip()[:200])
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("ERROR", "CRITICAL"):
+            shown = {k: v for k, v in entry.items() if k not in ("time", "level", "service", "logger", "event")}
+            trace = str(shown.pop("traceback", "")).strip().splitlines()
+            details = [*(f"{k}={v}" for k, v in shown.items()), *trace[-1:]]
+            found.append(f"{entry.get('event')}: {', '.join(details)}"[:300])
+    return found
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _http_status(url: str) -> int | None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=CALL_TIMEOUT_S) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as e:
+        return e.code
+    except OSError:
+        return None
