@@ -20,7 +20,7 @@ from vllm_proxy.common.errors import (
 from vllm_proxy.common.ids import new_incarnation
 from vllm_proxy.common.routes import ENGINE_ROUTES
 from vllm_proxy.engine_host.config import HostConfig
-from vllm_proxy.engine_host.engines.base import Engine
+from vllm_proxy.engine_host.engines.base import Engine, EngineLoad
 from vllm_proxy.engine_host.in_flight import STOPPING, InFlight
 from vllm_proxy.engine_host.lora.registry import AdapterRegistry
 from vllm_proxy.engine_host.metrics import HostMetrics, outcome_name
@@ -219,14 +219,14 @@ class EngineHost:
             rows.append(row)
         return rows
 
+    def load(self) -> EngineLoad:
+        """The engine's load; nothing while it does not run."""
+        return self.engine.load() if self._state in _RUNNING else EngineLoad()
+
     async def snapshot(self) -> router_pb2.Host:
         """The whole state, as it is reported."""
         models = await self.models()
-        running = self._state in _RUNNING
-        load = router_pb2.HostLoad(in_flight=len(self.in_flight))
-        if running:
-            engine = self.engine.load()
-            load.running, load.waiting, load.kv_usage = engine.running, engine.waiting, engine.kv_usage
+        engine = self.load()
         return router_pb2.Host(
             name=self.name,
             incarnation=self.incarnation,
@@ -234,8 +234,13 @@ class EngineHost:
             engine=self.engine.kind,
             state=self._state,
             models=models,
-            load=load,
-            engine_version=self.engine.version if running else "",
+            load=router_pb2.HostLoad(
+                running=engine.running,
+                waiting=engine.waiting,
+                kv_usage=engine.kv_usage,
+                in_flight=len(self.in_flight),
+            ),
+            engine_version=self.engine.version if self._state in _RUNNING else "",
             last_seen_ms=int(time.time() * 1000),
             detail=self._detail,
         )

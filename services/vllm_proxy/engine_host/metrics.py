@@ -36,6 +36,8 @@ class HostMetrics:
             ("route", "outcome", "reason"),
             registry=self.registry,
         )
+        #: Looking labels up costs as much as counting. Bounded: known routes, outcomes and reasons only.
+        self._requests_of: dict[tuple[str, str, int, str], Counter] = {}
         self._ttft = Histogram(
             f"{_PREFIX}_time_to_first_byte_seconds",
             "From the start of a request here to the first byte of its answer's body.",
@@ -74,11 +76,18 @@ class HostMetrics:
         ttft_s: float | None,
         duration_s: float,
     ) -> None:
-        route = ENGINE_ROUTES.get((method, path))
-        self._requests.labels(route.name if route else "unknown", outcome_name(outcome), reason).inc()
+        kind = (method, path, outcome, reason)
+        requests = self._requests_of.get(kind)
+        if requests is None:
+            route = ENGINE_ROUTES.get((method, path))
+            requests = self._requests.labels(route.name if route else "unknown", outcome_name(outcome), reason)
+            if route:
+                self._requests_of[kind] = requests
+        requests.inc()
         self._duration.observe(duration_s)
         if ttft_s is not None:
             self._ttft.observe(ttft_s)
         self._prompt_tokens.inc(usage.prompt_tokens)
-        self._cached_tokens.inc(usage.cached_tokens)
+        if usage.cached_tokens:
+            self._cached_tokens.inc(usage.cached_tokens)
         self._completion_tokens.inc(usage.completion_tokens)

@@ -65,7 +65,7 @@ class HostService:
         self.metrics.gauge("in_flight_requests", "Requests that the host holds.", lambda: len(self.in_flight))
         self.metrics.gauge("sessions", "Edge workers that are connected.", lambda: len(self.servicer.sessions))
         self.metrics.gauge("unsettled_requests", "Ends that the host must settle itself.", lambda: len(self.settler))
-        self.metrics.watch_engine(self.engine.load)
+        self.metrics.watch_engine(self.host.load)
 
     async def run(self, stop: StopSignal) -> int:
         """Serves until `stop` (0) or until the engine dies (1)."""
@@ -136,7 +136,9 @@ class HostService:
         from vllm_proxy.engine_host import native_http
 
         settings = self._settings
-        await native_http.serve(self.engine.app, self._registry, settings.vllm_host, settings.vllm_port, stop)
+        # Without what the adapter adds for the gateway, such as the engine's own key.
+        app = getattr(self.engine, "native_app", self.engine.app)
+        await native_http.serve(app, self._registry, settings.vllm_host, settings.vllm_port, stop)
 
     async def _resolve(self, name: str) -> bool:
         return await self._registry.resolve(name)

@@ -155,6 +155,8 @@ class HostSession:
                 self._idle.set()
                 self._writer_waits = asyncio.get_running_loop().create_future()
                 await self._writer_waits
+                # One more turn of the loop: tasks that the same event woke add theirs, a request's end above all.
+                await asyncio.sleep(0)
 
     def _collect(self) -> pb.SessionResponse:
         """The next message: a piece of each ready request in turn, until all are served or the message is full.
