@@ -204,6 +204,7 @@ class Adapters:
         for host, answer in answers.items():
             error: ServiceError | None = None
             if not answer.done():
+                answer.cancel()
                 error = RequestTimeout(f"no answer within {self._timeout_s:g} s")
             elif raised := answer.exception():
                 error = raised if isinstance(raised, ServiceError) else EngineUnavailable()

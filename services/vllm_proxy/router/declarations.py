@@ -63,6 +63,9 @@ class Declarations:
         self._last_stamp_ms = max(int(self._wall_clock() * 1000), self._last_stamp_ms + 1)
         return self._last_stamp_ms
 
+    def __len__(self) -> int:
+        return len(self._declared)
+
     def all(self) -> list[Declaration]:
         return sorted(self._declared.values(), key=lambda d: (d.name, d.host))
 

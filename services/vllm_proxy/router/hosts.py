@@ -9,6 +9,7 @@ to reconnect). Edges see for themselves which hosts answer.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -59,6 +60,8 @@ class HostBook:
         #: Called when a host reported another load, and nothing else.
         self.on_load: list[Callable[[], None]] = []
         self._entries: dict[str, _Entry] = {}
+        # From the time on, so that a restarted router never repeats an id that a host remembers.
+        self._command_ids = itertools.count(time.time_ns())
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -77,7 +80,7 @@ class HostBook:
         """
         if not report.name or not report.incarnation or not report.address:
             raise InvalidRequest("A host reports its name, its incarnation and its address.")
-        link = HostLink(report.name, report.incarnation)
+        link = HostLink(report.name, report.incarnation, self._command_ids)
         entry = self._entries.get(report.name)
         if entry is None:
             entry = self._entries[report.name] = _Entry(report, self._clock(), link, present=False)
@@ -105,7 +108,9 @@ class HostBook:
         older.close()
 
     def report(self, link: HostLink, report: pb.Host) -> bool:
-        """Takes a heartbeat. False: the link is closed and its report does not count."""
+        """Takes a heartbeat. False: the link is closed and its report does not count. Raises InvalidRequest."""
+        if (report.name, report.incarnation) != (link.name, link.incarnation):
+            raise InvalidRequest("A host keeps its name and its incarnation as long as its stream lasts.")
         entry = self._entries.get(link.name)
         if entry is None or entry.link is not link or link.closed:
             return False

@@ -8,20 +8,18 @@ host stays away.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import time
+from collections.abc import Iterator
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
 from vllm_proxy.common.errors import EngineUnavailable
-
-#: Starts at the time, so that a restarted router never repeats an id that a host remembers.
-_command_ids = itertools.count(time.time_ns())
 
 
 class HostLink:
     """The stream of one incarnation of a host."""
 
-    def __init__(self, name: str, incarnation: str) -> None:
+    def __init__(self, name: str, incarnation: str, command_ids: Iterator[int]) -> None:
+        """`command_ids` are shared by all links, and no id ever comes twice, also not after a restart of the router."""
+        self._command_ids = command_ids
         self.name = name
         self.incarnation = incarnation
         self._queue: list[pb.Command] = []
@@ -35,17 +33,24 @@ class HostLink:
         return self._closed
 
     def load(self, spec: pb.AdapterSpec) -> asyncio.Future[pb.CommandResult]:
-        return self._send(pb.Command(command_id=next(_command_ids), load=spec))
+        return self._send(pb.Command(command_id=next(self._command_ids), load=spec))
 
     def unload(self, name: str) -> asyncio.Future[pb.CommandResult]:
-        return self._send(pb.Command(command_id=next(_command_ids), unload=name))
+        return self._send(pb.Command(command_id=next(self._command_ids), unload=name))
 
     def _send(self, command: pb.Command) -> asyncio.Future[pb.CommandResult]:
         """The future fails with EngineUnavailable if the host is lost first."""
         answer: asyncio.Future[pb.CommandResult] = asyncio.get_running_loop().create_future()
-        # A caller that gave up must not leave "exception was never retrieved" behind.
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._pending[command.command_id] = (command, answer)
+        pending = self._pending
+        number = command.command_id
+
+        def done(ended: asyncio.Future[pb.CommandResult]) -> None:
+            # A caller that gave up wants no second try, and leaves no "exception was never retrieved" behind.
+            pending.pop(number, None)
+            _ = ended.cancelled() or ended.exception()
+
+        answer.add_done_callback(done)
+        pending[number] = (command, answer)
         self._queue.append(command)
         self._ready.set()
         return answer
@@ -58,11 +63,17 @@ class HostLink:
 
     async def outgoing(self) -> list[pb.Command]:
         """Waits for commands and takes them all. Empty: the link is closed."""
-        await self._ready.wait()
-        commands, self._queue = self._queue, []
-        if not self._closed:
+        while not self._closed:
+            await self._ready.wait()
             self._ready.clear()
-        return commands if not self._closed else []
+            queue, self._queue = self._queue, []
+            if not self._closed and (wanted := [command for command in queue if self._wanted(command)]):
+                return wanted
+        return []
+
+    def _wanted(self, command: pb.Command) -> bool:
+        _, answer = self._pending.get(command.command_id, (None, None))
+        return answer is not None and not answer.done()
 
     def close(self) -> None:
         """Ends `outgoing`. Pending commands stay, for `take_over` or `fail`."""
@@ -78,7 +89,6 @@ class HostLink:
 
     def fail(self, why: str) -> None:
         """Gives up what is pending."""
-        pending, self._pending = self._pending, {}
-        for _, answer in pending.values():
+        for _, answer in list(self._pending.values()):
             if not answer.done():
                 answer.set_exception(EngineUnavailable(f"Host {self.name}: {why}."))

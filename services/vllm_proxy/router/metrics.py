@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
@@ -21,7 +23,7 @@ class RouterMetrics:
         )
         self.watchers = Gauge("vllm_proxy_router_watchers", "Edge workers that watch the table.", registry=registry)
         self.table_pushes = Counter("vllm_proxy_router_table_pushes", "Tables sent to edge workers.", registry=registry)
-        self.declarations = Gauge("vllm_proxy_router_declarations", "Adapters declared at run time.", registry=registry)
+        self._declarations = Gauge("vllm_proxy_router_declarations", "Adapters that are declared.", registry=registry)
         self._adapter_calls = Counter(
             "vllm_proxy_router_adapter_calls",
             "Adapter loads and unloads asked for.",
@@ -34,6 +36,9 @@ class RouterMetrics:
             ["kind", "outcome"],
             registry=registry,
         )
+
+    def watch_declarations(self, count: Callable[[], int]) -> None:
+        self._declarations.set_function(count)
 
     def show_hosts(self, hosts: list[pb.Host]) -> None:
         for state, name in _STATES.items():

@@ -58,6 +58,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
 
         locks = NamedLocks()
         declarations = Declarations(store, state, later)
+        metrics.watch_declarations(declarations.__len__)
         hosts = HostBook(config.host_timeout_s, config.settle_s)
         convergence = Convergence(hosts, declarations, locks, config.adapter_timeout_s, metrics.replayed)
         stack.push_async_callback(convergence.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ import grpc.aio
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
 from vllm_proxy.api.router.v1 import router_pb2_grpc
-from vllm_proxy.common.errors import EngineUnavailable, InvalidRequest
+from vllm_proxy.common.errors import EngineUnavailable, InternalError, InvalidRequest, ServiceError
+from vllm_proxy.common.ids import REQUEST_ID_METADATA
 from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.router.adapters import Adapters
 from vllm_proxy.router.hosts import HostBook
@@ -105,11 +107,11 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Any) -> pb.LoadAdapterResponse:
         if not request.HasField("adapter"):
             raise InvalidRequest("The request names no adapter.")
-        with self._counted("load"):
+        with self._accounted("load", request.adapter.name, context):
             return pb.LoadAdapterResponse(hosts=await self._adapters.load(request.adapter))
 
     async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: Any) -> pb.UnloadAdapterResponse:
-        with self._counted("unload"):
+        with self._accounted("unload", request.name, context):
             return pb.UnloadAdapterResponse(hosts=await self._adapters.unload(request.name))
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
@@ -129,14 +131,32 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         )
 
     @contextlib.contextmanager
-    def _counted(self, kind: str) -> Iterator[None]:
-        ok = False
+    def _accounted(self, kind: str, adapter: str, context: Any) -> Iterator[None]:
+        """The canonical line and the count of an admin call."""
+        started = time.monotonic()
+        reason = InternalError.reason
         try:
             yield
-            ok = True
+            reason = ""
+        except asyncio.CancelledError:
+            reason = "CANCELLED"
+            raise
+        except ServiceError as e:
+            reason = e.reason
+            raise
         finally:
-            self._metrics.adapter_call(kind, ok)
-            self._metrics.declarations.set(len(self._adapters.declared()))
+            self._metrics.adapter_call(kind, not reason)
+            metadata = dict(context.invocation_metadata() or ())
+            log.info(
+                f"{kind} adapter",
+                extra={
+                    "request_id": metadata.get(REQUEST_ID_METADATA, ""),
+                    "adapter": adapter,
+                    "status": "failed" if reason else "ok",
+                    "reason": reason,
+                    "duration_ms": round((time.monotonic() - started) * 1000),
+                },
+            )
 
 
 async def _first_to_end(*coroutines: Any) -> None:

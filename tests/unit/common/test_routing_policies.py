@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
@@ -19,6 +19,7 @@ def hosts(*loads: int) -> list[Host]:
     ]
 
 
+@settings(deadline=None)
 @given(loads=st.lists(st.integers(0, 50), min_size=2, max_size=12), seed=st.integers(0, 1000))
 def test_least_loaded_evens_out(loads: list[int], seed: int) -> None:
     fleet = hosts(*loads)
@@ -30,6 +31,7 @@ def test_least_loaded_evens_out(loads: list[int], seed: int) -> None:
     assert max(totals) - min(totals) <= 12
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), loads=st.lists(st.integers(0, 20), min_size=2, max_size=6, unique=True))
 def test_least_loaded_never_takes_the_busiest(seed: int, loads: list[int]) -> None:
     fleet = hosts(*loads)
@@ -42,6 +44,7 @@ def test_waiting_requests_weigh_more_than_running_ones() -> None:
     assert LeastLoaded().choose("m", [small, big], {}) is big
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 6), rounds=st.integers(1, 5))
 def test_round_robin_is_exact_for_each_model(count: int, rounds: int) -> None:
     fleet = hosts(*[0] * count)

@@ -1,6 +1,6 @@
 """Which hosts a model's requests may go to, whatever the policy."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_proxy.api.router.v1 import router_pb2 as pb
@@ -127,6 +127,7 @@ def test_news_of_loads_changes_loads_and_nothing_else() -> None:
     assert [row.name for row in built.models()] == ["m"]
 
 
+@settings(deadline=None)
 @given(
     hosts=st.lists(
         st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(STATES), st.sets(st.sampled_from(["m1", "m2", "m3"]))),

@@ -53,6 +53,9 @@ class Router:
                 pb.ListHostsRequest(), wait_for_ready=True, timeout=DEADLINE_S
             )
 
+    def configure(self, text: str) -> None:
+        self._loaded.path.write_text(text)
+
     async def stop(self) -> None:
         if self._task is not None:
             self._stop.request()
@@ -287,6 +290,31 @@ async def test_router_restart_keeps_the_table_and_the_declarations(
     before_crash = [t for t in edge.tables[seen:] if "h1-2" not in str(t)]
     assert [h.name for h in before_crash[0].hosts] == ["h1"], "the restarted router blanked the table"
     assert edge.tables[seen].version > edge.tables[seen - 1].version
+
+
+async def test_policy_and_mapping_follow_the_configuration(router: Router, edge: Edge, start_host: StartHost) -> None:
+    await start_host("h1")
+    await eventually(lambda: edge.names() == ["h1"], "h1 in the table")
+    good = "engine_hosts: {h1: {engine: sim}}\nrouter: {policy: round_robin}\nmodel_backend_mapping: {base: sim}\n"
+    router.configure(good)
+    await eventually(lambda: edge.tables[-1].policy == "round_robin", "the new policy is pushed")
+    assert dict(edge.tables[-1].model_backend_mapping) == {"base": "sim"}
+    router.configure(good.replace("base: sim", "base: sglang"))
+    router.configure(good.replace("round_robin", "least_loaded"))
+    await eventually(lambda: edge.tables[-1].policy == "least_loaded", "the next good one is pushed")
+    assert dict(edge.tables[-1].model_backend_mapping) == {"base": "sim"}
+
+
+async def test_people_see_hosts_models_and_declarations(edge: Edge, start_host: StartHost) -> None:
+    for name in ("h1", "h2"):
+        await start_host(name)
+    await edge.load("pirate")
+    models = (await edge.stub.ListModels(pb.ListModelsRequest(), timeout=DEADLINE_S)).models
+    assert [(row.model.name, list(row.hosts)) for row in models] == [("base", ["h1", "h2"]), ("pirate", ["h1", "h2"])]
+    (declared,) = (await edge.stub.ListAdapters(pb.ListAdaptersRequest(), timeout=DEADLINE_S)).adapters
+    assert (declared.adapter.name, declared.adapter.base, list(declared.loaded_on)) == ("pirate", "base", ["h1", "h2"])
+    picked = await edge.stub.Pick(pb.PickRequest(model="pirate"), timeout=DEADLINE_S)
+    assert picked.host.name in ("h1", "h2")
 
 
 async def test_unexpected_fault_of_a_command_stays_in_the_hosts_log(edge: Edge, start_host: StartHost) -> None:

@@ -164,3 +164,20 @@ async def test_restored_hosts_are_assumed_until_they_return_or_time_is_over(book
 async def test_report_without_a_name_is_refused(book: Book) -> None:
     with pytest.raises(InvalidRequest):
         book.book.attach(pb.Host(incarnation="1", address="unix:x"))
+
+
+async def test_command_that_nobody_waits_for_is_not_sent_again(book: Book) -> None:
+    first = book.book.attach(report())
+    given_up = first.load(pb.AdapterSpec(name="x"))
+    await first.outgoing()
+    book.book.detach(first)
+    given_up.cancel()
+    second = book.book.attach(report())
+    second.unload("y")
+    assert [command.unload for command in await second.outgoing()] == ["y"]
+
+
+async def test_report_in_another_name_is_refused(book: Book) -> None:
+    link = book.book.attach(report("a"))
+    with pytest.raises(InvalidRequest):
+        book.book.report(link, report("b"))
