@@ -133,6 +133,20 @@ class Account:
         if reservation is not None:
             reservation.settle(used_tokens, now_ns)
 
+    def spend_again(self, tokens: int, at_ns: int, *, still_open: bool) -> Reservation | None:
+        """Counts tokens per minute of before a restart; call in the order of time. What a request holds that is still
+        open can be put right later."""
+        bucket = self.tokens
+        if bucket is None:
+            return None
+        # A meter that was made just now had nothing to leak: it begins where its first event lies.
+        if not bucket.level:
+            bucket.stamp_ns = at_ns
+        if still_open:
+            return bucket.reserve(min(tokens, bucket.rate.burst), at_ns)
+        bucket.add(tokens, at_ns)
+        return None
+
     def charge(self, used: Usage, requests: int) -> None:
         """Adds to what the key has used. Differences may be negative."""
         balance = self.balance

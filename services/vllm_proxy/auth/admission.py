@@ -9,16 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from vllm_proxy.auth.account import Account, Refusal
+from vllm_proxy.auth.closed_leases import ClosedLeases, outranks
 from vllm_proxy.auth.config import AuthConfig, Limits
+from vllm_proxy.auth.decision import Ask, Clock, Decision, Verdict
 from vllm_proxy.auth.keys import ApiKey, KeyRing
-from vllm_proxy.auth.lease import ClosedLease, Lease, Operation, Outcome, Settlement, Source, Usage
-from vllm_proxy.auth.limiter import NS_PER_SECOND, LimitState
+from vllm_proxy.auth.lease import Lease, Operation, Outcome, Settlement, Source, Usage
+from vllm_proxy.auth.limiter import NS_PER_SECOND
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
 from vllm_proxy.common.errors import InvalidApiKey, InvalidRequest, KeyDisabled, PermissionDenied
@@ -27,61 +26,6 @@ log = logging.getLogger(__name__)
 
 #: How long an owner may be away (a reconnect) before a host's count of its leases is taken.
 OWNER_GRACE_NS = 2 * NS_PER_SECOND
-#: Closed leases that are remembered at most; with more, settle_grace_s shrinks.
-MAX_CLOSED = 100_000
-
-
-class Clock(Protocol):
-    def now_ns(self) -> int:
-        """Never runs backwards."""
-
-    def unix_ms(self) -> int: ...
-
-
-class SystemClock:
-    now_ns = staticmethod(time.monotonic_ns)
-
-    @staticmethod
-    def unix_ms() -> int:
-        return time.time_ns() // 1_000_000
-
-
-@dataclass(slots=True)
-class Ask:
-    """What a request wants. `response_tokens` None: the default for each of `choices`."""
-
-    key_sha256: bytes
-    operation: Operation
-    owner_id: str = ""
-    request_id: str = ""
-    model: str = ""
-    prompt_tokens: int = 0
-    response_tokens: int | None = None
-    choices: int = 1
-    client_is_local: bool = False
-
-
-@dataclass(slots=True)
-class Decision:
-    """Admitted if `refusal` is None; then `record`, if there is one, must be durable before anybody is told."""
-
-    refusal: Refusal | None = None
-    key_id: str = ""
-    user: str = ""
-    lease_id: str = ""
-    reserved_tokens: int = 0
-    requests: LimitState | None = None
-    tokens: LimitState | None = None
-    quota_remaining: int | None = None
-    record: LeaseOpened | None = None
-
-
-@dataclass(slots=True)
-class Verdict:
-    """What became of a settlement. Not applied: unknown, or settled already by a count that is worth more."""
-
-    applied: bool
-    records: list[Record] = field(default_factory=list)
 
 
 class Admission:
@@ -91,15 +35,13 @@ class Admission:
         self._limits = config.limits
         self._default_response_tokens = config.default_response_tokens
         self._ttl_ns = config.lease_ttl_ns
-        self._grace_ns = config.settle_grace_ns
         self._limits_since_ns = clock.now_ns()
         self._accounts: dict[bytes, Account] = {}
         # Of keys that were not asked for yet.
         self._balances: dict[bytes, Balance] = {}
         # Ordered by expiry: every opening and renewal puts a lease last.
         self._open: dict[str, Lease] = {}
-        # Ordered by closing.
-        self._closed: dict[str, ClosedLease] = {}
+        self._closed = ClosedLeases(config.settle_grace_ns)
         self._sessions: dict[str, int] = {}
         # Owners without a session, until their grace is over.
         self._away: dict[str, int] = {}
@@ -117,7 +59,6 @@ class Admission:
         settlements, and with them what was used of the tokens per minute. Call once, first."""
         now_ns, now_ms = self._clock.now_ns(), self._clock.unix_ms()
         self._balances = state.balances
-        spent: list[tuple[int, bytes, int, Lease | None]] = []
         for opened in state.leases:
             lease = Lease(*opened, expires_ns=now_ns + self._ttl_ns)
             account = self._account(lease.account, now_ns)
@@ -125,27 +66,24 @@ class Admission:
             account.reserved_tokens += lease.reserved_tokens
             self._open[lease.lease_id] = lease
             self._away[lease.owner_id] = now_ns + OWNER_GRACE_NS
-            spent.append((lease.opened_at_ms, lease.account, lease.reserved_tokens, lease))
         for report in state.reports:
             if (held := self._open.get(report.lease_id)) is not None:
                 held.report = _settlement_of(report)
-        for entry in state.recent:
-            age_ns = max(0, now_ms - entry.settled_at_ms) * 1_000_000
-            self._remember(entry, now_ns - age_ns)
-            spent.append((entry.settled_at_ms, entry.account, entry.prompt_tokens + entry.completion_tokens, None))
+        self._closed.restore(state.recent, now_ns, now_ms)
+        spent = [
+            *((lease.opened_at_ms, lease.account, lease.reserved_tokens, lease) for lease in self._open.values()),
+            *(
+                (row.settled_at_ms, row.account, row.prompt_tokens + row.completion_tokens, None)
+                for row in state.recent
+            ),
+        ]
         for at_ms, digest, tokens, holder in sorted(spent, key=lambda event: event[0]):
-            account = self._account(digest, now_ns)
-            if account.tokens is None or tokens <= 0:
-                continue
             at_ns = now_ns - max(0, now_ms - at_ms) * 1_000_000
-            # A meter that is made now has nothing to leak before now: begin it where its first event lies.
-            if not account.tokens.level:
-                account.tokens.stamp_ns = at_ns
-            reservation = account.tokens.reserve(min(tokens, account.tokens.rate.burst) if holder else tokens, at_ns)
+            reservation = self._account(digest, now_ns).spend_again(
+                max(0, tokens), at_ns, still_open=holder is not None
+            )
             if holder is not None:
                 holder.reservation = reservation
-            else:
-                reservation.settle(tokens, at_ns)
 
     # Keys and limits
 
@@ -278,7 +216,7 @@ class Admission:
                 del self._away[owner_id]
             reported = [lease for lease in self._open.values() if lease.report and lease.owner_id in gone]
             records += [self._close(lease, lease.report) for lease in reported if lease.report]
-        self._forget(now_ns)
+        self._closed.forget(now_ns)
         return records
 
     def _close(self, lease: Lease, by: Settlement) -> LedgerEntry:
@@ -288,9 +226,7 @@ class Admission:
         account.release(lease.reserved_tokens, lease.reservation, by.usage.charged, now_ns)
         requests = 1 if by.attempt else 0
         account.charge(by.usage, requests)
-        self._closed[lease.lease_id] = ClosedLease(
-            lease.account, lease.request_id, by.attempt, by.source, by.usage, now_ns
-        )
+        self._closed.add(lease, by, now_ns)
         metrics = self._metrics
         (metrics.settled if requests else metrics.settlements.labels(result="lapsed")).inc()
         metrics.prompt_tokens.inc(by.usage.prompt)
@@ -301,14 +237,12 @@ class Admission:
         """A settlement of a lease that is closed already: a later try, the host's own count, or the first word on
         one that lapsed."""
         closed = self._closed.get(given.lease_id)
-        if closed is None or given.attempt < closed.attempt:
-            self._metrics.settlements.labels(result="unknown" if closed is None else "superseded").inc()
+        if closed is None:
+            self._metrics.settlements.labels(result="unknown").inc()
             return Verdict(False)
-        if given.attempt == closed.attempt:
-            if given.source is closed.source:
-                return Verdict(True)
-            if given.source is not Source.HOST:
-                return Verdict(False)
+        if not outranks(given, closed):
+            self._metrics.settlements.labels(result="repeated").inc()
+            return Verdict(given.attempt == closed.attempt and given.source is closed.source)
         now_ns = self._clock.now_ns()
         difference = Usage(*(new - old for new, old in zip(given.usage, closed.usage, strict=True)))
         account = self._account(closed.account, now_ns)
@@ -357,28 +291,6 @@ class Admission:
         elif account.limits is not self._limits:
             account.apply(self._limits, self._limits_since_ns)
         return account
-
-    def _remember(self, entry: LedgerEntry, closed_ns: int) -> None:
-        """Rebuilds a closed lease from its rows: the first, then corrections, which are differences."""
-        usage = Usage(entry.prompt_tokens, entry.cached_tokens, entry.completion_tokens)
-        before = self._closed.get(entry.lease_id)
-        if before is not None:
-            usage = Usage(*(a + b for a, b in zip(before.usage, usage, strict=True)))
-            closed_ns = before.closed_ns
-        self._closed[entry.lease_id] = ClosedLease(
-            entry.account, entry.request_id, entry.attempt, Source(entry.source), usage, closed_ns
-        )
-
-    def _forget(self, now_ns: int) -> None:
-        surplus = len(self._closed) - MAX_CLOSED
-        old = list(
-            itertools.takewhile(
-                lambda item: item[0] < surplus or item[1][1].closed_ns + self._grace_ns <= now_ns,
-                enumerate(self._closed.items()),
-            )
-        )
-        for _, (lease_id, _) in old:
-            del self._closed[lease_id]
 
 
 def _not_allowed(key: ApiKey, ask: Ask) -> Refusal | None:

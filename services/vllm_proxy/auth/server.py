@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
-from vllm_proxy.auth.admission import Admission, Clock, SystemClock
+from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.config import AuthConfig, Limits
+from vllm_proxy.auth.decision import Clock, SystemClock
 from vllm_proxy.auth.keys import KeyRing, UnreadableKeysFile, create_if_missing, load_keys, warn_about_keys
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer

@@ -13,54 +13,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.sqlite_file import is_busy, lock_file, open_file, transaction
 from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
-from vllm_proxy.common.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 #: Transactions of more records are written on the thread.
 _MAX_INLINE_RECORDS = 512
 #: How long a transaction waits for another program's (somebody who repairs something by hand).
 _BUSY_TIMEOUT_MS = 30_000
 #: Records after which the WAL is copied into the file (about 16 MiB).
 _RECORDS_PER_CHECKPOINT = 50_000
+#: Ledger rows that are added to the balances at a time while requests wait.
+_ROWS_PER_FOLD = 2000
 #: Ledger rows that a start looks through for the recent ones.
 _MAX_RECENT = 100_000
 
-_SCHEMA = """
-CREATE TABLE leases (
-    lease_id TEXT PRIMARY KEY, account BLOB NOT NULL, owner_id TEXT NOT NULL, request_id TEXT NOT NULL,
-    model TEXT NOT NULL, reserved_tokens INTEGER NOT NULL, opened_at_ms INTEGER NOT NULL,
-    report_attempt INTEGER, report_outcome INTEGER, report_prompt INTEGER, report_cached INTEGER,
-    report_completion INTEGER, report_model TEXT, report_host TEXT
-) WITHOUT ROWID;
-CREATE TABLE ledger (
-    id INTEGER PRIMARY KEY, lease_id TEXT NOT NULL, account BLOB NOT NULL, user TEXT NOT NULL,
-    request_id TEXT NOT NULL, model TEXT NOT NULL, host TEXT NOT NULL, attempt INTEGER NOT NULL,
-    source INTEGER NOT NULL, outcome INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL, requests INTEGER NOT NULL, closes INTEGER NOT NULL,
-    settled_at_ms INTEGER NOT NULL
-);
--- Sums of the ledger's rows up to `folded.through_id`.
-CREATE TABLE balances (
-    account BLOB PRIMARY KEY, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL, requests INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), through_id INTEGER NOT NULL);
-INSERT INTO folded VALUES (1, 0);
-"""
 _OPEN = "INSERT INTO leases VALUES (?,?,?,?,?,?,?,NULL,NULL,NULL,NULL,NULL,NULL,NULL)"
 _REPORT = (
     "UPDATE leases SET report_attempt=?2, report_outcome=?3, report_prompt=?4, report_cached=?5, "
@@ -71,12 +50,11 @@ _LEDGER = "INSERT INTO ledger VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _FOLD = """
 INSERT INTO balances
 SELECT account, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(requests) FROM ledger
-WHERE id > (SELECT through_id FROM folded) GROUP BY account
+WHERE id > ? AND id <= ? GROUP BY account
 ON CONFLICT (account) DO UPDATE SET prompt_tokens = prompt_tokens + excluded.prompt_tokens,
     cached_tokens = cached_tokens + excluded.cached_tokens,
     completion_tokens = completion_tokens + excluded.completion_tokens, requests = requests + excluded.requests
 """
-_FOLDED = "UPDATE folded SET through_id = (SELECT coalesce(max(id), 0) FROM ledger)"
 
 _Queued = tuple[Sequence[Record], Callable[[], None]]
 
@@ -95,14 +73,15 @@ class SqliteStore:
         self._since_checkpoint = 0
         self._copying: asyncio.Future[None] | None = None
         self._restart_wal = False
+        self._fold_is_due = False
         self._idle = asyncio.Event()
         self._idle.set()
         # One writes, one copies the WAL.
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="auth-store")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path)
+        self._lock = lock_file(path)
         try:
-            self._db = _connect(path, full_sync)
+            self._db = open_file(path, full_sync)
         except BaseException:
             os.close(self._lock)
             raise
@@ -111,7 +90,7 @@ class SqliteStore:
     def load(self, recent_since_ms: int) -> StoredState:
         """Reads in the calling thread; for the start, before anything is appended."""
         state = StoredState()
-        self._fold()
+        self._fold(sys.maxsize)
         for account, *sums in self._db.execute("SELECT * FROM balances"):
             state.balances[account] = Balance(*sums)
         for row in self._db.execute("SELECT * FROM leases ORDER BY opened_at_ms"):
@@ -157,13 +136,13 @@ class SqliteStore:
             return
         count = sum(len(records) for records, _ in batch)
         self._count_towards_checkpoint(count)
-        if self._full_sync or self._restart_wal or count > _MAX_INLINE_RECORDS:
+        if self._full_sync or self._restart_wal or self._fold_is_due or count > _MAX_INLINE_RECORDS:
             self._write_in_thread(batch)
             return
         try:
             self._write(batch)
         except sqlite3.Error as e:
-            if _is_busy(e):
+            if is_busy(e):
                 self._write_in_thread(batch)
             else:
                 self._fail(e)
@@ -173,15 +152,16 @@ class SqliteStore:
     def _write_in_thread(self, batch: list[_Queued]) -> None:
         self._in_thread = True
         restart_wal, self._restart_wal = self._restart_wal, False
-        job = self._threads.submit(self._write_patiently, batch, restart_wal)
+        job = self._threads.submit(self._write_patiently, batch, restart_wal, self._fold_is_due)
         job.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._thread_done, batch, done))
 
-    def _thread_done(self, batch: list[_Queued], job: Future[None]) -> None:
+    def _thread_done(self, batch: list[_Queued], job: Future[bool]) -> None:
         self._in_thread = False
         error = job.exception()
         if isinstance(error, Exception):
             self._fail(error)
         else:
+            self._fold_is_due = job.result()
             self._written(batch)
             self._flush()
 
@@ -195,7 +175,7 @@ class SqliteStore:
     def _copied(self, copying: asyncio.Future[None]) -> None:
         self._copying = None
         if (error := copying.exception()) is None:
-            self._restart_wal = True
+            self._restart_wal = self._fold_is_due = True
         elif isinstance(error, Exception):
             self._fail(error)
 
@@ -225,7 +205,7 @@ class SqliteStore:
                 else:
                     reported.append(cast(LeaseReported, record))
         if opened or reported or settled:
-            with _transaction(self._db):
+            with transaction(self._db):
                 self._db.executemany(_OPEN, opened)
                 self._db.executemany(_REPORT, reported)
                 self._db.executemany(_LEDGER, settled)
@@ -233,7 +213,8 @@ class SqliteStore:
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
         self._metrics.committed_records.inc(len(opened) + len(reported) + len(settled))
 
-    def _write_patiently(self, batch: list[_Queued], restart_wal: bool) -> None:
+    def _write_patiently(self, batch: list[_Queued], restart_wal: bool, fold: bool) -> bool:
+        """Returns whether there is more to fold."""
         self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         try:
             self._write(batch)
@@ -242,77 +223,18 @@ class SqliteStore:
         if restart_wal:
             # Busy if another program reads just now: the WAL then grows on until the next time.
             self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            self._fold()
+        return fold and self._fold(_ROWS_PER_FOLD)
 
     def _copy_wal(self) -> None:
         with contextlib.closing(sqlite3.connect(self._path, timeout=0, isolation_level=None)) as db:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _fold(self) -> None:
-        """Adds new ledger rows to the balances, which keeps starts short."""
-        with _transaction(self._db):
-            self._db.execute(_FOLD)
-            self._db.execute(_FOLDED)
-
-
-def _lock(path: Path) -> int:
-    """Keeps a second service from deciding over the same balances; the kernel frees it when the process ends."""
-    handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise ConfigError(f"auth.store: {path}: another process has it open (a second auth service?)") from None
-    return handle
-
-
-def _is_busy(error: sqlite3.Error) -> bool:
-    return bool(getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY)
-
-
-def _connect(path: Path, full_sync: bool) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=32)
-    except sqlite3.Error as e:
-        raise ConfigError(f"auth.store: {path}: {e}") from None
-    try:
-        path.chmod(0o600)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
-        db.execute("PRAGMA wal_autocheckpoint = 0")
-        _migrate(db, path)
-        faults = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
-        if faults != ["ok"]:
-            raise ConfigError(f"auth.store: {path} is damaged: {faults[0]}")
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.Error as e:
-        db.close()
-        fault = "another process has it open" if _is_busy(e) else str(e)
-        raise ConfigError(f"auth.store: {path}: {fault}") from None
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise ConfigError(f"auth.store: {path} was written by a newer version (schema {version})")
-    with _transaction(db, "BEGIN EXCLUSIVE"):
-        if version < 1:
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    db.execute(begin)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+    def _fold(self, max_rows: int) -> bool:
+        """Adds ledger rows to the balances, which keeps starts short. Returns whether there are more."""
+        with transaction(self._db):
+            (through,) = self._db.execute("SELECT through_id FROM folded").fetchone()
+            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM ledger").fetchone()
+            until = min(last, through + max_rows)
+            self._db.execute(_FOLD, (through, until))
+            self._db.execute("UPDATE folded SET through_id = ?", (until,))
+        return bool(until < last)

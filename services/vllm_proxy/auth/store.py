@@ -56,6 +56,10 @@ class LedgerEntry(NamedTuple):
     closes: bool
     settled_at_ms: int
 
+    @property
+    def charged(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
 
 Record = LeaseOpened | LeaseReported | LedgerEntry
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
-from vllm_proxy.auth.admission import Ask, Decision
+from vllm_proxy.auth.decision import Ask, Decision
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import LimitState
 from vllm_proxy.common.errors import InvalidRequest

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from vllm_proxy.auth.admission import Admission, Ask, Decision, Verdict
+from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.config import AuthConfig, Limits
+from vllm_proxy.auth.decision import Ask, Decision, Verdict
 from vllm_proxy.auth.keys import DEFAULT_KEY, ApiKey, KeyRing, digest_of
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import NS_PER_SECOND

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.auth.fakes import Desk, api_key
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
-from vllm_proxy.auth import admission as admission_module
+from vllm_proxy.auth import closed_leases
 from vllm_proxy.auth.config import Limits
 from vllm_proxy.auth.keys import DEFAULT_KEY, KeyRing
 from vllm_proxy.auth.lease import Operation, Outcome, Source
@@ -430,7 +430,7 @@ def test_a_later_try_replaces_what_an_earlier_one_was_charged() -> None:
 
 
 def test_closed_leases_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission_module, "MAX_CLOSED", 3)
+    monkeypatch.setattr(closed_leases, "MAX_CLOSED", 3)
     desk = Desk()
     leases = [desk.opened() for _ in range(5)]
     for lease in leases:

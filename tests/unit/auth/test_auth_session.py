@@ -333,7 +333,7 @@ def test_a_newer_peers_enum_values_are_harmless() -> None:
 
 
 def test_the_domain_knows_no_wire() -> None:
-    for module in ("admission", "account", "limiter", "lease", "keys", "store"):
+    for module in ("admission", "account", "closed_leases", "decision", "limiter", "lease", "keys", "store"):
         source = Path(__import__(f"vllm_proxy.auth.{module}", fromlist=["x"]).__file__).read_text()
         assert "grpc" not in source.replace("google.rpc", "") and "fastapi" not in source, module
     assert Admission.__module__ == "vllm_proxy.auth.admission"

@@ -145,10 +145,11 @@ async def test_while_the_thread_writes_everything_else_becomes_one_transaction(
 
 async def test_checkpoints_happen_on_threads_and_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_store, "_RECORDS_PER_CHECKPOINT", 20)
+    monkeypatch.setattr(sqlite_store, "_ROWS_PER_FOLD", 7)
     db = Opened(path)
     threads = []
     fold, copy = db.store._fold, db.store._copy_wal
-    monkeypatch.setattr(db.store, "_fold", lambda: (threads.append(threading.current_thread()), fold()))
+    monkeypatch.setattr(db.store, "_fold", lambda rows: threads.append(threading.current_thread()) or fold(rows))
     monkeypatch.setattr(db.store, "_copy_wal", lambda: (threads.append(threading.current_thread()), copy()))
     wal = path.with_name("auth.db-wal")
     sizes = []

@@ -1,0 +1,65 @@
+"""What an admission is asked and what it answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm_proxy.auth.account import Refusal
+from vllm_proxy.auth.lease import Operation
+from vllm_proxy.auth.limiter import LimitState
+from vllm_proxy.auth.store import LeaseOpened, Record
+
+
+class Clock(Protocol):
+    def now_ns(self) -> int:
+        """Never runs backwards."""
+
+    def unix_ms(self) -> int: ...
+
+
+class SystemClock:
+    now_ns = staticmethod(time.monotonic_ns)
+
+    @staticmethod
+    def unix_ms() -> int:
+        return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a request wants. `response_tokens` None: the default for each of `choices`."""
+
+    key_sha256: bytes
+    operation: Operation
+    owner_id: str = ""
+    request_id: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    response_tokens: int | None = None
+    choices: int = 1
+    client_is_local: bool = False
+
+
+@dataclass(slots=True)
+class Decision:
+    """Admitted if `refusal` is None; then `record`, if there is one, must be durable before anybody is told."""
+
+    refusal: Refusal | None = None
+    key_id: str = ""
+    user: str = ""
+    lease_id: str = ""
+    reserved_tokens: int = 0
+    requests: LimitState | None = None
+    tokens: LimitState | None = None
+    quota_remaining: int | None = None
+    record: LeaseOpened | None = None
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of a settlement. Not applied: unknown, or settled already by a count that is worth more."""
+
+    applied: bool
+    records: list[Record] = field(default_factory=list)
