@@ -1,8 +1,9 @@
 """A VllmEngine with its registry and native port, and nothing else of the gateway: what the engine tests drive.
 
-Runs in vLLM's environment: `python engine_process.py CONFIG`. Writes the files `ready` (its process id) and `died` (why). Beside vLLM's own
-routes it answers, for tests: `GET /test/load`, `GET /test/meter?id=X` (what was metered for the request sent with
-`x-test-id: X`), `GET /test/state` (the registry's adapters, the engine's own ids, its limits).
+Runs in vLLM's environment: `python engine_process.py CONFIG`. Writes the files `ready` (its process id) and `died`
+(why). Beside vLLM's own routes it answers, for tests: `GET /test/load`, `GET /test/meter?id=X` (what was metered for
+the request sent with `x-test-id: X`), `GET /test/state` (the registry's adapters, the engine's own ids, its limits),
+`POST /test/generate` (the typed interface; model, prompt, max_tokens, temperature).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vllm_proxy.common.lifecycle import StopSignal
 from vllm_proxy.common.logging import setup_logging
 from vllm_proxy.common.settings import enter_root, load_settings
 from vllm_proxy.engine_host import native_http
-from vllm_proxy.engine_host.engines.base import UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.base import GenerateParameters, UsageMeter, current_meter
 from vllm_proxy.engine_host.engines.vllm import VllmEngine
 from vllm_proxy.engine_host.lora.registry import AdapterPolicy, AdapterRegistry
 
@@ -38,7 +39,7 @@ class TestApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/test/"):
-            body = orjson.dumps(await self._answer(scope), default=str)
+            body = orjson.dumps(await self._answer(scope, receive), default=str)
             headers = [(b"content-type", b"application/json")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
@@ -53,7 +54,7 @@ class TestApp:
         finally:
             current_meter.reset(token)
 
-    async def _answer(self, scope: Any) -> Any:
+    async def _answer(self, scope: Any, receive: Any) -> Any:
         match scope["path"]:
             case "/test/load":
                 return dataclasses.asdict(self._engine.load())
@@ -71,7 +72,23 @@ class TestApp:
                         "shapes": limits.shapes,
                     },
                 }
+            case "/test/generate":
+                return await self._generate(orjson.loads((await receive())["body"]))
         return None
+
+    async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        meter = UsageMeter()
+        current_meter.set(meter)
+        parameters = GenerateParameters(
+            body["model"], body["prompt"], "typed", body.get("max_tokens"), body.get("temperature")
+        )
+        pieces = [piece async for piece in self._engine.generate(parameters)]
+        return {
+            "text": "".join(piece.text for piece in pieces),
+            "token_ids": sum(len(piece.token_ids) for piece in pieces),
+            "finish_reason": pieces[-1].finish_reason,
+            "meter": dataclasses.asdict(meter),
+        }
 
 
 def _tell(file: str, text: str) -> None:

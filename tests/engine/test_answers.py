@@ -1,0 +1,66 @@
+"""The base and two adapters answer, each in its own voice, whatever the batch and the history."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from tests.engine.running import BASE, EngineClient, voice
+
+SPEAKERS = {BASE: "base", "pirate": "pirate", "robot": "robot"}
+
+
+async def test_each_model_says_its_own_sentence_streamed_and_not(voices: EngineClient) -> None:
+    for model, speaker in SPEAKERS.items():
+        assert voice(await voices.chat(model)) == speaker
+        assert voice(await voices.chat_stream(model)) == speaker
+
+
+async def test_completions_and_typed_generation(voices: EngineClient) -> None:
+    prompt = "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    for model in ("pirate", "robot"):
+        body = {"model": model, "prompt": prompt, "max_tokens": 24, "temperature": 0}
+        answer = await voices.http.post("/v1/completions", json=body)
+        assert voice(answer.json()["choices"][0]["text"]) == model
+        typed = (await voices.http.post("/test/generate", json=body)).json()
+        assert voice(typed["text"]) == model
+        assert typed["finish_reason"] == "stop"
+        assert typed["meter"]["completion_tokens"] == typed["token_ids"]
+
+
+async def test_nobody_speaks_in_another_voice_after_loads_and_unloads(voices: EngineClient) -> None:
+    # Every slot of the engine has held an adapter, the last one too, and some have been freed again.
+    for cycle in range(3):
+        for name in ("pirate", "robot"):
+            assert (await voices.unload_adapter(name)).status_code == 200
+        for name in random.Random(cycle).sample(["pirate", "robot", "again"], 3):
+            folder = "robot" if name == "again" else name
+            assert (await voices.load_adapter(name, f"adapters/{folder}")).status_code == 200
+            assert voice(await voices.chat(name)) == folder
+        assert (await voices.unload_adapter("again")).status_code == 200
+
+    async def ask(number: int, model: str) -> tuple[str, str]:
+        asking = voices.chat_stream if number % 2 else voices.chat
+        return SPEAKERS[model], voice(await asking(model))
+
+    models = [model for model in SPEAKERS for _ in range(34)][:100]
+    random.Random(0).shuffle(models)
+    heard = await asyncio.gather(*(ask(number, model) for number, model in enumerate(models)))
+    assert [pair for pair in heard if pair[0] != pair[1]] == []
+
+
+async def test_base_alone_is_untouched_by_an_adapter_in_the_last_slot(voices: EngineClient) -> None:
+    # A batch of base requests only: vLLM's decode step has no shortcut for it.
+    answers = await asyncio.gather(*(voices.chat(BASE) for _ in range(8)))
+    assert {voice(answer) for answer in answers} == {"base"}
+
+
+async def test_more_adapters_at_once_than_slots_and_than_memory(voices: EngineClient) -> None:
+    # max_loras 2, max_cpu_loras 3: some wait for a slot, some are read again from disk.
+    for number in range(3):
+        answer = await voices.load_adapter(f"copy-{number}", f"adapters/{('pirate', 'robot')[number % 2]}")
+        assert answer.status_code == 200
+    speakers = {**SPEAKERS, "copy-0": "pirate", "copy-1": "robot", "copy-2": "pirate"}
+    models = list(speakers) * 6
+    answers = await asyncio.gather(*(voices.chat(model) for model in models))
+    assert [voice(answer) for answer in answers] == [speakers[model] for model in models]
