@@ -8,7 +8,7 @@ import pytest
 from tests.integration.conftest import StartCluster
 from tests.support.cluster import ALICE, BOB, Cluster
 from tests.support.http_client import Client, Connection
-from tests.support.streams import LiveStream, start_streams
+from tests.support.streams import LiveStream, live_streams
 from tests.support.wait import eventually
 
 
@@ -51,16 +51,16 @@ async def test_a_client_that_leaves_frees_its_slot_and_pays_for_what_was_produce
     cluster: Cluster, alice: Client
 ) -> None:
     before = await cluster.settled_usage()
-    streams = await start_streams(alice, 5, max_tokens=100_000)
-    for stream in streams:
-        await stream.wait_tokens(10)
-        await stream.leave()
-    await eventually(lambda: cluster.control.in_flight() == 0, "the engine freed", deadline_s=5)
-    used = await cluster.settled_usage() - before
-    seen = sum(stream.tokens for stream in streams)
-    assert seen <= used.completion_tokens < 100_000
-    assert used.requests == 5
-    await assert_books_balance(cluster)
+    async with live_streams(alice, 5, max_tokens=100_000) as streams:
+        for stream in streams:
+            await stream.wait_tokens(10)
+            await stream.leave()
+        await eventually(lambda: cluster.control.in_flight() == 0, "the engine freed", deadline_s=5)
+        used = await cluster.settled_usage() - before
+        seen = sum(stream.tokens for stream in streams)
+        assert seen <= used.completion_tokens < 100_000
+        assert used.requests == 5
+        await assert_books_balance(cluster)
 
 
 async def test_a_client_that_leaves_before_its_answer_begins(cluster: Cluster, alice: Client) -> None:

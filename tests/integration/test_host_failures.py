@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from tests.integration.conftest import StartCluster
 from tests.support.cluster import Cluster
-from tests.support.streams import start_streams
+from tests.support.streams import live_streams
 from tests.support.wait import eventually
 
 HOSTS = ("sim-a", "sim-b")
@@ -37,30 +37,30 @@ class TestOneHost:
     async def test_killed_in_mid_stream(self, cluster: Cluster) -> None:
         alice = cluster.client()
         before = await cluster.settled_usage()
-        streams = await start_streams(alice, 5, max_tokens=100_000)
-        for stream in streams:
-            await stream.wait_tokens(10)
-        cluster.host.kill()
-        for stream in streams:
-            outcome = await stream.end(deadline_s=10)
-            assert outcome.complete and not outcome.done
-            assert outcome.error is not None
-            assert outcome.error["code"] in ("engine_failed", "engine_unavailable")
-        used = await cluster.settled_usage() - before
-        seen = sum(stream.tokens for stream in streams)
-        assert seen <= used.completion_tokens <= seen + IN_TRANSIT_TOKENS
-        assert used.requests == 5
+        async with live_streams(alice, 5, max_tokens=100_000) as streams:
+            for stream in streams:
+                await stream.wait_tokens(10)
+            cluster.host.kill()
+            for stream in streams:
+                outcome = await stream.end(deadline_s=10)
+                assert outcome.complete and not outcome.done
+                assert outcome.error is not None
+                assert outcome.error["code"] in ("engine_failed", "engine_unavailable")
+            used = await cluster.settled_usage() - before
+            seen = sum(stream.tokens for stream in streams)
+            assert seen <= used.completion_tokens <= seen + IN_TRANSIT_TOKENS
+            assert used.requests == 5
 
-        refused = await alice.chat()
-        assert refused.status == 503
-        assert refused.error["type"]
-        health = await alice.request("GET", "/health")
-        assert health.status == 503
+            refused = await alice.chat()
+            assert refused.status == 503
+            assert refused.error["type"]
+            health = await alice.request("GET", "/health")
+            assert health.status == 503
 
-        cluster.host.start()
-        await asyncio.to_thread(cluster.host.wait_healthy)
-        await eventually(lambda: _answers(cluster), "answers after the host returned")
-        assert (await alice.stream(max_tokens=20)).done
+            cluster.host.start()
+            await asyncio.to_thread(cluster.host.wait_healthy)
+            await eventually(lambda: _answers(cluster), "answers after the host returned")
+            assert (await alice.stream(max_tokens=20)).done
 
     async def test_a_request_waits_for_a_host_that_comes_back_soon(self, cluster: Cluster) -> None:
         cluster.write_config({"edge": {"capacity_wait_s": 20}})
@@ -79,12 +79,12 @@ class TestTwoHosts:
         return two_hosts
 
     async def test_least_loaded_spreads_streams(self, cluster: Cluster) -> None:
-        streams = await start_streams(cluster.client(), 20, max_tokens=100_000)
-        await eventually(lambda: cluster.control.in_flight() == 20, "all reported in flight")
-        per_host = {name: host.load.in_flight for name, host in cluster.control.hosts().items()}
-        for stream in streams:
-            await stream.leave()
-        assert min(per_host.values()) >= 5, per_host
+        async with live_streams(cluster.client(), 20, max_tokens=100_000) as streams:
+            await eventually(lambda: cluster.control.in_flight() == 20, "all reported in flight")
+            per_host = {name: host.load.in_flight for name, host in cluster.control.hosts().items()}
+            for stream in streams:
+                await stream.leave()
+            assert min(per_host.values()) >= 5, per_host
 
     async def test_killed_before_the_first_byte_is_retried_elsewhere(self, cluster: Cluster) -> None:
         """A stopped host takes requests and answers none; when it dies they are served by the other."""
@@ -130,16 +130,16 @@ class TestTwoHosts:
 
     async def test_streams_of_the_living_host_do_not_notice(self, cluster: Cluster) -> None:
         alice = cluster.client()
-        streams = await start_streams(alice, 20, max_tokens=400)
-        cluster.hosts["sim-a"].kill()
-        outcomes = await asyncio.gather(*(stream.end() for stream in streams))
-        done = sum(outcome.done for outcome in outcomes)
-        failed = sum(outcome.error is not None for outcome in outcomes)
-        assert done + failed == 20
-        assert done >= 5 and failed >= 5
-        cluster.hosts["sim-a"].start()
-        await asyncio.to_thread(cluster.wait_serving, 2)
-        await cluster.settled_usage()
+        async with live_streams(alice, 20, max_tokens=400) as streams:
+            cluster.hosts["sim-a"].kill()
+            outcomes = await asyncio.gather(*(stream.end() for stream in streams))
+            done = sum(outcome.done for outcome in outcomes)
+            failed = sum(outcome.error is not None for outcome in outcomes)
+            assert done + failed == 20
+            assert done >= 5 and failed >= 5
+            cluster.hosts["sim-a"].start()
+            await asyncio.to_thread(cluster.wait_serving, 2)
+            await cluster.settled_usage()
 
 
 async def test_round_robin_takes_turns(start_cluster: StartCluster) -> None:

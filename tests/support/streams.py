@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 from tests.support.http_client import Client, Connection, StreamOutcome, finish
@@ -58,8 +59,18 @@ class LiveStream:
             await self._task
 
 
-async def start_streams(client: Client, count: int, *, max_tokens: int, **more: Any) -> list[LiveStream]:
-    """So many streams, each with its first token."""
-    streams = await asyncio.gather(*(LiveStream.start(client, max_tokens=max_tokens, **more) for _ in range(count)))
-    await asyncio.gather(*(stream.wait_tokens(1) for stream in streams))
-    return list(streams)
+@asynccontextmanager
+async def live_streams(client: Client, count: int, *, max_tokens: int, **more: Any) -> AsyncIterator[list[LiveStream]]:
+    """So many streams, each with its first token. What still runs at the end leaves."""
+    streams: list[LiveStream] = []
+
+    async def start() -> None:
+        streams.append(await LiveStream.start(client, max_tokens=max_tokens, **more))
+
+    try:
+        await asyncio.gather(*(start() for _ in range(count)))
+        await asyncio.gather(*(stream.wait_tokens(1) for stream in streams))
+        yield streams
+    finally:
+        for stream in streams:
+            await stream.leave()
