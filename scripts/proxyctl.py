@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from scripts import control
+from scripts.control import Services, wants_demo_model
 from scripts.install import engine_build
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import StartFailed, Stopped
+from scripts.show import follow_logs, show_status
 from scripts.supervisor_client import SupervisorError
 from scripts.supervisor_config import engine_environment
 
@@ -36,17 +37,18 @@ def main() -> int:
     try:
         loaded, overrides = _load(args)
         enter_root(loaded)
-        services = control.Services(loaded, overrides)
+        services = Services(loaded, overrides)
         if args.action == "needs":
             print(" ".join(_needs(loaded)))
             return 0
+        if args.action == "logs":
+            return follow_logs(loaded, services.programs, args.service, args.lines)
+        named = [*args.services, *(services.hosts_of(args.engine) if args.engine else ())]
         if args.action == "start":
-            return services.start(args.services, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
+            return services.start(named, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
         if args.action == "stop":
-            return services.stop(args.services)
-        if args.action == "status":
-            return services.status(args.services)
-        return services.follow_logs(args.service, args.lines)
+            return services.stop(named)
+        return show_status(loaded, services.named(named))
     except (ConfigError, SupervisorError, StartFailed, TimeoutError) as e:
         print(e, file=sys.stderr)
         return 1
@@ -71,13 +73,18 @@ def _parse() -> argparse.Namespace:
             action.add_argument("--follow", action="store_true", help="stay, show the logs; Ctrl-C stops")
             action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
             action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
-            action.add_argument("services", nargs="*", metavar="SERVICE")
+            _add_services(action)
     for name in ("stop", "status"):
-        actions.add_parser(name).add_argument("services", nargs="*", metavar="SERVICE")
+        _add_services(actions.add_parser(name))
     logs = actions.add_parser("logs")
     logs.add_argument("service", nargs="?", default="all", metavar="SERVICE")
     logs.add_argument("--lines", type=int, default=100, help="lines to begin with (default: %(default)s)")
     return parser.parse_args()
+
+
+def _add_services(action: argparse.ArgumentParser) -> None:
+    action.add_argument("services", nargs="*", metavar="SERVICE", help="default: all")
+    action.add_argument("--engine", choices=["vllm", "sglang"], help="the engine hosts of this kind")
 
 
 def _load(args: argparse.Namespace) -> tuple[LoadedSettings, tuple[str, ...]]:
@@ -115,7 +122,7 @@ def _needs(loaded: LoadedSettings) -> list[str]:
     parts = {engine_environment(settings, spec) for spec in settings.hosts().values()} | {"gateway"}
     if "sglang" in parts:
         raise ConfigError("sglang: its environment (.venv/sglang) is not installed by this project yet")
-    if "vllm" in parts and control.wants_demo_model(settings) and not (loaded.root / DEMO_MODEL).exists():
+    if "vllm" in parts and wants_demo_model(settings) and not (loaded.root / DEMO_MODEL).exists():
         parts.add("demo")
     return sorted(parts)
 

@@ -120,6 +120,17 @@ class Supervisor:
             f"the supervisor did not start: {said[0] if said else 'no word from it'} (log: {self.log})"
         )
 
+    def add_new(self, wanted: Sequence[Program]) -> None:
+        """Makes services known that the configuration did not have when the supervisor started."""
+        known = {process.service for process in self.processes()}
+        new = [program.name for program in wanted if program.name not in known]
+        if not new:
+            return
+        self._config.write_text(render(self._loaded, wanted))
+        self._call("reloadConfig")
+        for service in new:
+            self._call("addProcessGroup", service)
+
     def configuration(self) -> str:
         """What the running supervisor was started with."""
         try:

@@ -1,0 +1,135 @@
+"""What a user is shown: how to talk to what was started, what runs, and its logs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.log_follow import FollowedLog, follow
+from scripts.readiness import is_ready
+from scripts.supervisor_client import ProcessState, Supervisor
+from scripts.supervisor_config import Program, edge_url
+
+from vllm_proxy.common.settings import ConfigError, LoadedSettings
+
+DEFAULT_KEY = "sk-default-key-change-me"
+#: How a line of the auth service begins that shows a new key, which happens once.
+SHOWN_ONCE = "=== "
+
+
+def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], auth_words: FollowedLog, seconds: float) -> None:
+    """How to talk to what was started. `auth_words`: what the auth service has said since."""
+    for line in auth_words.new_lines():
+        if line.startswith(SHOWN_ONCE):
+            print(line)
+    if not any(program.name == "edge" for program in wanted):
+        print(f"up after {seconds:.0f} s: {', '.join(program.name for program in wanted)}", flush=True)
+        return
+    keys_file = loaded.settings.api_keys_file
+    url = edge_url(loaded.settings)
+    key = _first_key(loaded.root / keys_file)
+    model = _first_model(url, key)
+    # A key of the user's own is not printed: terminals are recorded.
+    shown_key, where = (key, f"(replace it: {keys_file})") if key == DEFAULT_KEY else ("$KEY", f"(one of {keys_file})")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    body = json.dumps({"model": model or "MODEL", "messages": question, "max_tokens": 64})
+    print(
+        f"\nvLLM Proxy is up after {seconds:.0f} s",
+        f"  URL    {url}/v1",
+        f"  Key    {shown_key} {where}",
+        f"  Model  {model or 'none: see make status'}",
+        "\nTry it:",
+        f"  curl {url}/v1/chat/completions \\",
+        f'    -H "Authorization: Bearer {shown_key}" -H "Content-Type: application/json" \\',
+        f"    -d {shlex.quote(body)}",
+        "\nSee also: make status, make logs SERVICE=edge, make stop\n",
+        sep="\n",
+        flush=True,
+    )
+
+
+def show_status(loaded: LoadedSettings, wanted: Sequence[Program]) -> int:
+    """Prints a row per process. Returns 0 if all of them answer, else 3."""
+    supervisor = Supervisor(loaded)
+    processes = supervisor.processes() if supervisor.is_running() else []
+    all_good = True
+    print(f"{'SERVICE':<16} {'STATE':<10} {'PID':>8} {'UP':>9}  LOG")
+    for program in wanted:
+        mine: list[ProcessState | None] = [p for p in processes if p.service == program.name]
+        answers = any(p is not None and p.is_up for p in mine) and is_ready(program)
+        all_good = all_good and answers
+        # A running supervisor may have been started with another number of workers.
+        for process, log in zip(mine or [None] * program.processes, program.log_names, strict=False):
+            print(_row(process, program, loaded.settings.logs.dir / log, answers))
+    if not processes and (left := supervisor.leftovers()):
+        print(f"\nThe supervisor is gone and left {len(left)} processes; `make stop` ends them.")
+    print(f"\nedge: {edge_url(loaded.settings)}")
+    return 0 if all_good else 3
+
+
+def follow_logs(loaded: LoadedSettings, programs: Sequence[Program], name: str, lines: int) -> int:
+    """Prints the last lines of a service's log and what follows, until Ctrl-C. Raises ConfigError for another name."""
+    follow(log_files(loaded, programs, name), until=lambda: False, last_lines=lines)
+    return 0
+
+
+def log_files(loaded: LoadedSettings, programs: Sequence[Program], name: str) -> dict[str, Path]:
+    """Logs by the label of their lines: of a service, of an engine's own output (`vllm`), of `supervisord`, or `all`.
+
+    A log's own name (`fastapi`) will do too. Raises ConfigError for a name that there is not.
+    """
+    folder = loaded.root / loaded.settings.logs.dir
+    services = {
+        program.name: {
+            log.removesuffix(".log") if program.processes > 1 else program.name: folder / log
+            for log in program.log_names
+        }
+        for program in programs
+    }
+    sections = {"vllm": loaded.settings.vllm, "sglang": loaded.settings.sglang}
+    for kind in {program.engine for program in programs} & sections.keys():
+        if kind is not None:
+            services[kind] = {kind: loaded.root / sections[kind].log_file}
+    if name == "all":
+        return {label: path for logs in services.values() for label, path in logs.items()}
+    services["supervisord"] = {"supervisord": folder / "supervisord.log"}
+    if name in services:
+        return services[name]
+    by_file = {label: path for logs in services.values() for label, path in logs.items() if path.stem == name}
+    if by_file or name == "fastapi":
+        return by_file or services["edge"]
+    raise ConfigError(f"SERVICE={name}: there is {', '.join(sorted(services))}, all")
+
+
+def _row(process: ProcessState | None, program: Program, log: Path, answers: bool) -> str:
+    if process is None or not process.is_up:
+        state = "stopped" if process is None or process.state == "STOPPED" else process.state.lower()
+        return f"{program.name:<16} {state:<10} {'-':>8} {'-':>9}  {log}"
+    state = "serving" if answers else "starting" if process.state != "STOPPING" else "stopping"
+    up_s = max(0, int(time.time()) - process.started_at)
+    up = f"{up_s // 3600}:{up_s // 60 % 60:02}:{up_s % 60:02}"
+    return f"{process.name:<16} {state:<10} {process.pid:>8} {up:>9}  {log}"
+
+
+def _first_key(path: Path) -> str:
+    """The default key if it is still there, else the first that is enabled; empty if only hashes are."""
+    try:
+        rows = [row for row in json.loads(path.read_text())["keys"] if row.get("enabled", True) and row.get("key")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    keys = [str(row["key"]) for row in rows]
+    return DEFAULT_KEY if DEFAULT_KEY in keys else next(iter(keys), "")
+
+
+def _first_model(url: str, key: str) -> str:
+    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as response:
+            return str(json.load(response)["data"][0]["id"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
