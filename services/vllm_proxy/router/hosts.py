@@ -38,7 +38,17 @@ class _Entry:
     #: Its pending commands were given up.
     lost: bool = False
     why_away: str = ""
+    #: What it served when it last served anything; a host that starts again does not know yet.
+    models: frozenset[str] = frozenset()
     replaced: deque[str] = field(default_factory=lambda: deque(maxlen=_REPLACED_MEMORY))
+
+    def __post_init__(self) -> None:
+        self.take(self.report)
+
+    def take(self, report: pb.Host) -> None:
+        self.report = report
+        if report.models:
+            self.models = frozenset(model.name for model in report.models)
 
 
 class HostBook:
@@ -116,7 +126,8 @@ class HostBook:
             return False
         before, was_present = entry.report, entry.present
         report.last_seen_ms = int(self._wall_clock() * 1000)
-        entry.report, entry.seen_s, entry.present, entry.lost = report, self._clock(), True, False
+        entry.take(report)
+        entry.seen_s, entry.present, entry.lost = self._clock(), True, False
         if not was_present or _shape(before) != _shape(report):
             if before.state != report.state or not was_present:
                 state = pb.HostState.Name(report.state).removeprefix("HOST_STATE_").lower()
@@ -171,10 +182,10 @@ class HostBook:
         return [entry.report for _, entry in sorted(self._entries.items()) if entry.present]
 
     def absent_models(self) -> list[str]:
-        """Models of hosts that went away a short while ago and that no host in the table has."""
+        """Models of hosts that went away a short while ago or are starting again, and that no host in the table has."""
         here = {model.name for report in self.table() for model in report.models}
-        gone = {model.name for e in self._entries.values() if not e.present for model in e.report.models}
-        return sorted(gone - here)
+        known = {name for entry in self._entries.values() for name in entry.models}
+        return sorted(known - here)
 
     def everyone(self) -> list[pb.Host]:
         """All hosts by name, those that went away a short while ago as DOWN."""

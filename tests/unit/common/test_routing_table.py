@@ -87,6 +87,13 @@ def test_mapping_of_a_model_that_nobody_has_goes_to_that_engine() -> None:
     assert names(table(*hosts, mapping={"m": "sim"}), "m") == []
 
 
+def test_mapped_model_whose_host_is_away_waits_for_it() -> None:
+    other = host("s", "x", engine="sglang")
+    draining = host("t", "m", engine="sglang", state=pb.HOST_STATE_DRAINING)
+    assert names(table(other, draining, mapping={"m": "sglang"}), "m") == []
+    assert names(table(other, mapping={"m": "sglang"}, absent=("m",)), "m") == []
+
+
 def test_excluded_hosts_are_not_picked() -> None:
     built = table(host("a", "m"), host("b", "m"))
     assert {picked.name for _ in range(20) if (picked := built.pick("m", exclude={"a"}))} == {"b"}

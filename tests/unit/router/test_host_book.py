@@ -181,3 +181,15 @@ async def test_report_in_another_name_is_refused(book: Book) -> None:
     link = book.book.attach(report("a"))
     with pytest.raises(InvalidRequest):
         book.book.report(link, report("b"))
+
+
+async def test_models_of_a_host_that_starts_again_are_absent_until_it_serves(book: Book) -> None:
+    book.book.attach(report())
+    starting = pb.Host(name="h", incarnation="2", address="unix:h", state=pb.HOST_STATE_STARTING)
+    link = book.book.attach(starting)
+    assert book.names() == ["h"]
+    assert book.book.absent_models() == ["m"]
+    other = report(incarnation="2")
+    other.models[0].name = "other"
+    book.book.report(link, other)
+    assert book.book.absent_models() == []

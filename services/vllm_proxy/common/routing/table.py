@@ -91,15 +91,16 @@ class RoutingTable:
         for report in reports:
             host = self.hosts[report.name]
             for model in report.models:
-                pool = pools.setdefault(model.name, [])
                 kind = kinds.get(model.name) or kinds.get(model.base)
                 if kind:
                     kinds.setdefault(model.name, kind)
-                if host.serving and (not kind or kind == host.engine) and host not in pool:
+                if kind and kind != host.engine:
+                    continue
+                pool = pools.setdefault(model.name, [])
+                if host.serving and host not in pool:
                     pool.append(host)
-        for name, kind in kinds.items():
-            if not pools.get(name):
-                pools[name] = [host for host in self._any if host.engine == kind]
+        for name in kinds.keys() - pools.keys():
+            pools[name] = [host for host in self._any if host.engine == kinds[name]]
         pools.pop(_ANY, None)
         return {name: tuple(hosts) for name, hosts in pools.items()}
 
