@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 from vllm_proxy.common.routing.host import Host
+
+_name = attrgetter("name")
 
 
 class RoundRobin:
@@ -14,7 +18,7 @@ class RoundRobin:
         self._last: dict[str, str] = {}
 
     def choose(self, pool: str, hosts: Sequence[Host], local_in_flight: Mapping[str, int]) -> Host:
-        last = self._last.get(pool, "")
-        host = next((host for host in hosts if host.name > last), hosts[0])
+        after = bisect_right(hosts, self._last.get(pool, ""), key=_name)
+        host = hosts[after % len(hosts)]
         self._last[pool] = host.name
         return host

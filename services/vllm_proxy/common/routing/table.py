@@ -97,7 +97,7 @@ class RoutingTable:
                 if kind and kind != host.engine:
                     continue
                 pool = pools.setdefault(model.name, [])
-                if host.serving and host not in pool:
+                if host.serving and (not pool or pool[-1] is not host):
                     pool.append(host)
         for name in kinds.keys() - pools.keys():
             pools[name] = [host for host in self._any if host.engine == kinds[name]]
@@ -118,7 +118,7 @@ def _rows(serving: Iterable[pb.Host]) -> tuple[ModelRow, ...]:
         for model in report.models:
             first.setdefault(model.name, model)
             names = holders.setdefault(model.name, [])
-            if report.name not in names:
+            if not names or names[-1] != report.name:
                 names.append(report.name)
     rows = [ModelRow(name, model.base, model.card_json, tuple(holders[name])) for name, model in first.items()]
     return tuple(sorted(rows, key=lambda row: bool(row.base)))
