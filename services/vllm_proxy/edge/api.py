@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from vllm_proxy.common.errors import InternalError, InvalidRequest, ServiceError
-from vllm_proxy.edge.errors import error_response
+from vllm_proxy.edge.errors import error_response, unexpected
 
 
 class UnprocessableRequest(InvalidRequest):
@@ -44,6 +44,10 @@ def build_api(routers: Iterable[APIRouter]) -> FastAPI:
         response = _response(answer)
         response.status_code = error.status_code
         return response
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        return _response(unexpected(error, request.headers.get("x-request-id", "")))
 
     return app
 

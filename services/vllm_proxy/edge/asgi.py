@@ -6,21 +6,21 @@ the list.
 
 from __future__ import annotations
 
-import logging
-import secrets
 from collections.abc import Iterable
 from itertools import chain
 
-from vllm_proxy.common.errors import InternalError, MethodNotAllowed, RouteNotFound, ServiceError
+from vllm_proxy.common.errors import MethodNotAllowed, RequestTooLarge, RouteNotFound, ServiceError
 from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.common.routes import EDGE_ROUTES
-from vllm_proxy.edge.errors import HeadersTooLarge
+from vllm_proxy.edge.errors import HeadersTooLarge, unexpected
 from vllm_proxy.edge.inference import InferenceEndpoint, send_error
 from vllm_proxy.edge.response_writer import AsgiApp, Message, Receive, Scope, Send
 
-log = logging.getLogger(__name__)
-
 _ENGINE_ROUTES = {(method, path.encode()): route for (method, path), route in EDGE_ROUTES.items()}
+
+
+#: FastAPI reads a body before it looks at the key.
+MAX_API_BODY_BYTES = 64 * 1024
 
 
 class EdgeApp:
@@ -65,6 +65,18 @@ class EdgeApp:
     async def _call_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         request_id = _request_id(scope)
+        room = MAX_API_BODY_BYTES
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if length.isdigit() and int(length) > room:
+            raise _api_body_too_large()
+
+        async def limited_receive() -> Message:
+            nonlocal room
+            message = await receive()
+            room -= len(message.get("body", b""))
+            if room < 0:
+                raise _api_body_too_large()
+            return message
 
         async def tagging_send(message: Message) -> None:
             nonlocal started
@@ -74,12 +86,11 @@ class EdgeApp:
             await send(message)
 
         try:
-            await self._api(scope, receive, tagging_send)
-        except Exception:
-            error_id = secrets.token_hex(4)
-            log.exception("unexpected error", extra={"error_id": error_id, "request_id": request_id.decode()})
+            await self._api(scope, limited_receive, tagging_send)
+        except Exception as e:
+            # Starlette answers unexpected errors (see api.py) and lets them through to here as well.
             if not started:
-                raise InternalError(f"The service met an unexpected fault (error id {error_id}).") from None
+                raise unexpected(e, request_id.decode()) from None
 
     def _no_route(self, method: str, path: bytes) -> ServiceError:
         shown = path[:200].decode("ascii", "replace")
@@ -90,3 +101,7 @@ class EdgeApp:
 
 def _request_id(scope: Scope) -> bytes:
     return accept_request_id(dict(scope["headers"]).get(b"x-request-id")).encode()
+
+
+def _api_body_too_large() -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {MAX_API_BODY_BYTES} bytes.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import secrets
 from typing import Any
 
 import orjson
 
-from vllm_proxy.common.errors import InvalidRequest, QuotaExceeded, RateLimited, ServiceError
+from vllm_proxy.common.errors import InternalError, InvalidRequest, QuotaExceeded, RateLimited, ServiceError
+
+log = logging.getLogger(__name__)
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -75,3 +79,10 @@ def error_response(error: ServiceError, extra: HeaderList | None = None) -> tupl
         *(extra or ()),
     ]
     return error.http_status, headers, body
+
+
+def unexpected(error: Exception, request_id: str) -> InternalError:
+    """Logs a fault of ours under an id; the client gets the id and nothing else."""
+    error_id = secrets.token_hex(4)
+    log.error("unexpected error", exc_info=error, extra={"error_id": error_id, "request_id": request_id})
+    return InternalError(f"The service met an unexpected fault (error id {error_id}).")

@@ -293,15 +293,15 @@ class Exchange:
         error = from_reason(end.reason, end.message, retry_after_s=1 if end.reason == NoCapacity.reason else None)
         if isinstance(error, (NoCapacity, EngineUnavailable)) and self._retry(error):
             return
-        self._cut_short(error)
         self._settle(end.outcome or auth_pb2.OUTCOME_FAILED)
+        self._cut_short(error)
 
     def lost(self) -> None:
         error = EngineFailed()
         if self._retry(error):
             return
-        self._cut_short(error)
         self._settle(auth_pb2.OUTCOME_CANCELLED if self._cancelled else auth_pb2.OUTCOME_FAILED)
+        self._cut_short(error)
 
     def _open(self) -> None:
         """Sends the head; from here on the request belongs to this host."""

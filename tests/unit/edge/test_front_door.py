@@ -1,0 +1,434 @@
+"""What the edge answers, and to whom: the allowlist, OpenAI's error shape, models, health, admin."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import grpc.aio
+import httpx
+import pytest
+from tests.unit.edge.edge_peers import Client, Clock, ScriptedSession, edge_config
+
+from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.api.router.v1 import router_pb2 as pb
+from vllm_proxy.common.errors import (
+    AdapterNotFound,
+    AuthUnavailable,
+    InvalidApiKey,
+    PermissionDenied,
+    RateLimited,
+    ServiceError,
+)
+from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.routing.table import RoutingTable
+from vllm_proxy.common.rpc.status import to_status
+from vllm_proxy.edge.admission import AdmissionRefused
+from vllm_proxy.edge.api import build_api, routes_of
+from vllm_proxy.edge.asgi import EdgeApp
+from vllm_proxy.edge.exchange import ExchangeContext
+from vllm_proxy.edge.inference import InferenceEndpoint
+from vllm_proxy.edge.maintenance import FleetLogs
+from vllm_proxy.edge.metrics import EdgeMetrics
+from vllm_proxy.edge.routes.admin import admin_router
+from vllm_proxy.edge.routes.health import health_router
+from vllm_proxy.edge.routes.metrics import metrics_router
+from vllm_proxy.edge.routes.models import models_router
+
+KEY = {"authorization": "Bearer sk-good"}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+
+
+class Admitting:
+    """The admitting side of an AuthClient."""
+
+    def __init__(self) -> None:
+        self.asked: list[auth_pb2.AdmitRequest] = []
+        self.settlements: list[Any] = []
+        self.refusal: ServiceError | None = None
+        self.limits = auth_pb2.RateLimitState(limit=10, remaining=9, reset_ms=6_000)
+
+    async def admit(self, request: auth_pb2.AdmitRequest) -> auth_pb2.AdmitResponse:
+        self.asked.append(request)
+        if isinstance(self.refusal, AuthUnavailable):
+            raise self.refusal
+        answer = auth_pb2.AdmitResponse(
+            admitted=self.refusal is None, lease_id="l1", key_id="k1", user="u", requests=self.limits
+        )
+        if self.refusal is not None:
+            raise AdmissionRefused(self.refusal, answer)
+        return answer
+
+    def settle(self, settlement: Any) -> None:
+        self.settlements.append(settlement)
+
+
+class FakeHosts:
+    """Hosts that answer each request at once."""
+
+    def __init__(self) -> None:
+        self.table = RoutingTable()
+        self.sessions = {"a": Answering("a")}
+
+    def pick(self, model: str | None, exclude: Any = ()) -> Any:
+        return self.sessions["a"]
+
+    def connected(self, name: str) -> bool:
+        return name in self.sessions
+
+    @property
+    def any_serving(self) -> bool:
+        return any(host.serving and self.connected(host.name) for host in self.table.hosts.values())
+
+
+class Answering(ScriptedSession):
+    answer = b'{"object":"chat.completion"}'
+
+    def start(self, sink: Any, envelope: Any, body: bytes, credit_bytes: int) -> int:
+        stream_id = super().start(sink, envelope, body, credit_bytes)
+        asyncio.get_running_loop().call_soon(self._reply, sink)
+        return stream_id
+
+    def _reply(self, sink: Any) -> None:
+        from vllm_proxy.api.engine.v1 import engine_pb2
+
+        sink.head(
+            200,
+            [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(self.answer)).encode()),
+                (b"access-control-allow-origin", b"*"),
+                (b"transfer-encoding", b"chunked"),
+                (b"date", b"then"),
+                (b"x-engine", b"kept"),
+            ],
+        )
+        sink.deliver(self.answer, 3, 4, False)
+        sink.ended(engine_pb2.EndFrame(usage=auth_pb2.TokenUsage(prompt_tokens=3, completion_tokens=4)))
+
+
+class Rpc:
+    """A unary stub method that answers or fails, and keeps what it was asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.asked: list[Any] = []
+
+    async def __call__(self, request: Any, **_: Any) -> Any:
+        self.asked.append(request)
+        if isinstance(self.answer, ServiceError):
+            status = to_status(self.answer)
+            raise grpc.aio.AioRpcError(
+                self.answer.grpc_code,
+                grpc.aio.Metadata(),
+                grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString())),
+                details=status.message,
+            )
+        return self.answer
+
+
+class Stub:
+    def __init__(self, **answers: Any) -> None:
+        for name, answer in answers.items():
+            setattr(self, name, Rpc(answer))
+
+
+@dataclass
+class Edge:
+    app: EdgeApp
+    http: httpx.AsyncClient
+    auth: Admitting
+    hosts: FakeHosts
+    router_service: Any
+    services: dict[str, bool]
+
+
+@pytest.fixture
+async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
+    auth, hosts, tasks = Admitting(), FakeHosts(), set()
+    config = replace(edge_config(), max_header_bytes=4096, max_body_bytes=1000)
+
+    def spawn(coroutine: Any, name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        tasks.add(task)
+        return task
+
+    metrics = EdgeMetrics()
+    context = ExchangeContext(
+        config=config,
+        hosts=hosts,
+        auth=auth,
+        metrics=metrics,
+        spawn=spawn,
+        clock=Clock(),
+    )
+    router_service = Stub(LoadAdapter=pb.LoadAdapterResponse(), UnloadAdapter=AdapterNotFound("No adapter 'x'."))
+    services = {"auth": True, "router": True}
+    (tmp_path / "fastapi.log").write_text("line\n")
+    routers = (
+        health_router(hosts, lambda: services, lambda: False),
+        metrics_router(metrics),
+        models_router(hosts.table, auth),
+        admin_router(
+            auth,
+            Stub(ReloadKeys=auth_pb2.ReloadKeysResponse(keys=2, problems=["entry 3: no key"])),
+            router_service,
+            FleetLogs(LogFolder(tmp_path, ["fastapi"]), dict, 1.0),
+            1.0,
+            1.0,
+        ),
+    )
+    api = build_api(routers)
+    app = EdgeApp(InferenceEndpoint(context), api, routes_of(api, routers), config.max_header_bytes)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge", headers=KEY) as http:
+        yield Edge(app, http, auth, hosts, router_service, services)
+    assert not tasks
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    assert {"message", "type", "param", "code"} <= error.keys()
+    assert "x-request-id" in response.headers
+    return error
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"])
+async def test_engine_routes(edge: Edge, path: str) -> None:
+    response = await edge.http.post(path, json=CHAT, headers={"x-request-id": "mine", "origin": "x", "cookie": "y"})
+    assert (response.status_code, response.content) == (200, Answering.answer)
+    headers = response.headers
+    assert headers["x-request-id"] == "mine"
+    assert headers["x-engine"] == "kept"
+    assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-reset-requests"]) == ("10", "6s")
+    assert not {"access-control-allow-origin", "date", "transfer-encoding"} & headers.keys()
+    ((_, envelope, body, _),) = edge.hosts.sessions["a"].started
+    assert envelope.path == "/v1/" + path.removeprefix("/v1").lstrip("/")
+    assert body == response.request.content
+    assert {header.name for header in envelope.headers} == {b"content-type", b"accept"}
+    (asked,) = edge.auth.asked
+    assert (asked.model, asked.response_tokens, asked.client_is_local) == ("m", 4, True)
+    (settlement,) = edge.auth.settlements
+    assert (settlement.prompt_tokens, settlement.completion_tokens) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v1//chat/completions",
+        "//v1/chat/completions",
+        "/v1/chat/completions/",
+        "/v1/chat/completions%2f",
+        "/v1/./chat/completions",
+        "/v1/%2e/chat/completions",
+        "/v1/%63hat/completions",
+        "/V1/chat/completions",
+        "/v2/chat/completions",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/invocations",
+        "/inference/v1/generate",
+        "/scale_elastic_ep",
+        "/sleep",
+        "/collective_rpc",
+        "/admin/reload-keys/",
+        "/admin%2freload-keys",
+        "/docs/../admin/reload-keys",
+    ],
+)
+async def test_everything_else_is_not_there(edge: Edge, path: str) -> None:
+    # Asked by hand: HTTP libraries tidy paths up. The server gives both spellings.
+    client = Client()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"authorization", b"sk-good")],
+        "client": ("127.0.0.1", 1),
+    }
+    await edge.app(scope, client.send, client.send)  # type: ignore[arg-type]  # nothing is received
+    assert client.status == 404
+    assert json.loads(client.body)["error"]["code"] == "unknown_url"
+    assert edge.auth.asked == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PUT", "/completions", "POST"),
+        ("OPTIONS", "/v1/chat/completions", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("GET", "/admin/reload-keys", "POST"),
+        ("DELETE", "/health", "GET"),
+    ],
+)
+async def test_wrong_method(edge: Edge, method: str, path: str, allow: str) -> None:
+    response = await edge.http.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allow)
+    assert error_of(response)["code"] == "method_not_allowed"
+
+
+async def test_no_key(edge: Edge) -> None:
+    for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("POST", "/admin/reload-keys")):
+        response = await edge.http.request(method, path, headers={"authorization": ""})
+        assert response.status_code == 401
+        assert error_of(response)["code"] == "invalid_api_key"
+    assert edge.auth.asked == []
+
+
+async def test_refusals_keep_status_and_limits(edge: Edge) -> None:
+    edge.auth.refusal = RateLimited("Too fast.", retry_after_s=0.5, metadata={"limit": "requests_per_second"})
+    response = await edge.http.post("/v1/completions", json=CHAT)
+    assert response.status_code == 429
+    assert error_of(response)["limit"] == "requests_per_second"
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["x-ratelimit-remaining-requests"] == "9"
+    edge.auth.refusal = InvalidApiKey()
+    assert (await edge.http.get("/v1/models")).status_code == 401
+    edge.auth.refusal = PermissionDenied()
+    assert (await edge.http.get("/admin/log-stats")).status_code == 403
+    edge.auth.refusal = AuthUnavailable(retry_after_s=1)
+    assert (await edge.http.post("/v1/completions", json=CHAT)).status_code == 503
+
+
+async def test_limits_on_size(edge: Edge) -> None:
+    response = await edge.http.post("/v1/completions", content=b"x" * 1001)
+    assert (response.status_code, error_of(response)["code"]) == (413, "request_too_large")
+    response = await edge.http.post("/admin/unload-lora-adapter", content=b"x" * 70_000)
+    assert (response.status_code, error_of(response)["code"]) == (413, "request_too_large")
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        for _ in range(70):
+            yield b"x" * 1000
+
+    response = await edge.http.post("/admin/unload-lora-adapter", content=unannounced())
+    assert response.status_code in (400, 413)
+    response = await edge.http.get("/health", headers={"x": "y" * 5000})
+    assert (response.status_code, error_of(response)["code"]) == (431, "headers_too_large")
+
+
+def table(*hosts: pb.Host) -> pb.WatchTableResponse:
+    return pb.WatchTableResponse(version=1, hosts=hosts)
+
+
+async def test_models_are_merged_base_models_first(edge: Edge) -> None:
+    card = b'{"id":"base","object":"model","created":1,"owned_by":"vllm","extra":null}'
+    base = pb.Model(name="base", card_json=card)
+    lora = pb.Model(name="lora", base="base", card_json=b'{"id":"lora","parent":"base"}')
+    other = pb.Model(name="other", card_json=b'{"id":"other"}')
+    bare = pb.Model(name="bare")
+    edge.hosts.table.apply(
+        table(
+            pb.Host(name="a", state=pb.HOST_STATE_SERVING, models=[base, lora]),
+            pb.Host(name="b", state=pb.HOST_STATE_SERVING, models=[base, other, bare]),
+            pb.Host(name="c", state=pb.HOST_STATE_DOWN, models=[pb.Model(name="gone")]),
+        )
+    )
+    for path in ("/v1/models", "/models"):
+        response = await edge.http.get(path)
+        listed = response.json()
+        assert listed["object"] == "list"
+        assert [model["id"] for model in listed["data"]] == ["base", "other", "bare", "lora"]
+        assert card in response.content
+    assert edge.auth.asked[0].operation == auth_pb2.OPERATION_READ
+
+
+async def test_health(edge: Edge) -> None:
+    response = await edge.http.get("/health", headers={"authorization": ""})
+    assert (response.status_code, response.json()["status"]) == (503, "unavailable")
+    model = pb.Model(name="m")
+    edge.hosts.table.apply(table(pb.Host(name="a", engine="sim", state=pb.HOST_STATE_SERVING, models=[model])))
+    response = await edge.http.get("/health")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "ok",
+        "services": {"auth": "up", "router": "up"},
+        "engines": {"a": {"engine": "sim", "state": "serving", "connected": True, "models": ["m"]}},
+    }
+    edge.services["router"] = False
+    assert (await edge.http.get("/health")).status_code == 200
+    edge.services["auth"] = False
+    assert (await edge.http.get("/health")).status_code == 503
+
+
+async def test_metrics(edge: Edge) -> None:
+    await edge.http.post("/v1/completions", json=CHAT)
+    text = (await edge.http.get("/metrics", headers={"authorization": ""})).text
+    assert 'vllm_proxy_edge_requests_total{reason="none",route="completions",status="200"} 1.0' in text
+    assert 'vllm_proxy_edge_tokens_total{direction="completion"} 4.0' in text
+
+
+async def test_admin(edge: Edge) -> None:
+    assert (await edge.http.post("/admin/reload-keys")).json() == {
+        "status": "ok",
+        "keys": 2,
+        "problems": ["entry 3: no key"],
+    }
+    assert edge.auth.asked[0].operation == auth_pb2.OPERATION_ADMIN
+    stats = (await edge.http.get("/admin/log-stats")).json()
+    assert stats["services"]["edge"]["files"][0]["name"] == "fastapi.log"
+    assert stats["total_bytes"] == 5
+    assert (await edge.http.post("/admin/clean-logs?days=7")).json()["freed_bytes"] == 0
+
+
+async def test_adapters_answer_as_vllms_own_endpoints(edge: Edge) -> None:
+    body = {"lora_name": "x", "lora_path": "/a/x", "load_inplace": True}
+    response = await edge.http.post("/admin/load-lora-adapter", json=body)
+    assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'x' added successfully.")
+    (asked,) = edge.router_service.LoadAdapter.asked
+    assert asked.adapter == pb.AdapterSpec(name="x", path="/a/x", replace=True)
+    response = await edge.http.post("/admin/unload-lora-adapter", json={"lora_name": "x"})
+    assert (response.status_code, error_of(response)["message"]) == (404, "No adapter 'x'.")
+    response = await edge.http.post("/admin/load-lora-adapter", json={"lora_name": "", "lora_path": "/a"})
+    assert (response.status_code, error_of(response)["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/admin/load-lora-adapter", b'{"lora_name":"x"}', "lora_path"),
+        ("/admin/load-lora-adapter", b"{", None),
+        ("/admin/clean-logs?days=soon", b"", "query.days"),
+        ("/admin/clean-logs?days=-1", b"", "query.days"),
+    ],
+)
+async def test_validation_faults_have_openais_shape(edge: Edge, path: str, body: bytes, param: str | None) -> None:
+    response = await edge.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 422
+    if param is not None:
+        assert error_of(response)["param"] == param
+
+
+async def test_unexpected_fault_shows_an_id_and_nothing_else(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def boom() -> Any:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(edge.hosts.table, "models", boom)
+    response = await edge.http.get("/v1/models")
+    assert response.status_code == 500
+    message = error_of(response)["message"]
+    assert "secret" not in message
+    error_id = message.rpartition("error id ")[2].rstrip(").")
+    assert any(getattr(record, "error_id", None) == error_id for record in caplog.records)
+
+
+async def test_key_is_nowhere_in_the_log(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        await edge.http.post("/v1/completions", json=CHAT)
+    (line,) = [record for record in caplog.records if record.message == "request"]
+    assert line.__dict__["key_id"] == "k1"
+    assert line.__dict__["status"] == 200
+    assert "sk-good" not in json.dumps([str(record.__dict__) for record in caplog.records])

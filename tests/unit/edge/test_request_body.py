@@ -1,0 +1,112 @@
+"""What the edge reads of a body, and how it reads one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from vllm_proxy.common.errors import RequestTooLarge
+from vllm_proxy.edge.errors import BodyTooSlow
+from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, ClientGone, peek, read_body
+
+
+def messages(*pieces: bytes) -> Any:
+    queue = [
+        {"type": "http.request", "body": piece, "more_body": index < len(pieces) - 1}
+        for index, piece in enumerate(pieces)
+    ]
+
+    async def receive() -> Any:
+        return queue.pop(0) if queue else {"type": "http.disconnect"}
+
+    return receive
+
+
+async def test_body_in_pieces_is_joined() -> None:
+    assert await read_body(messages(b"ab", b"cd", b""), None, 100, 1) == b"abcd"
+    assert await read_body(messages(b"abcd"), b"4", 100, 1) == b"abcd"
+
+
+@pytest.mark.parametrize("pieces", [(b"abcdef",), (b"abc", b"def")])
+async def test_body_over_the_limit_is_refused(pieces: tuple[bytes, ...]) -> None:
+    with pytest.raises(RequestTooLarge, match="5 bytes"):
+        await read_body(messages(*pieces), None, 5, 1)
+
+
+async def test_announced_length_over_the_limit_is_refused_unread() -> None:
+    async def receive() -> Any:
+        raise AssertionError("read")
+
+    with pytest.raises(RequestTooLarge):
+        await read_body(receive, b"6", 5, 1)
+
+
+async def test_client_that_leaves_while_it_sends() -> None:
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientGone):
+        await read_body(receive, None, 5, 1)
+
+
+async def test_slow_body_has_a_deadline() -> None:
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    with pytest.raises(BodyTooSlow):
+        await read_body(receive, None, 5, 0.001)
+
+
+def test_peek_reads_what_admission_needs() -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"0123456789"}],"max_tokens":16,"n":3,"x":{"y":[1]}}'
+    found = peek(body)
+    assert (found.model, found.choices, found.response_tokens) == ("m", 3, 48)
+    assert found.prompt_tokens_estimate == len(b'[{"role":"user","content":"0123456789"}]') // 4
+
+
+@pytest.mark.parametrize(
+    ("body", "choices", "response_tokens", "prompt_tokens"),
+    [
+        (b'{"prompt":"12345678"}', 1, None, 2),
+        (b'{"prompt":["a","b"],"max_tokens":5}', 2, 10, 2),
+        (b'{"prompt":[1,2,3,4,5],"max_tokens":5}', 1, 5, 5),
+        (b'{"prompt":[[1,2],[3]],"max_tokens":5,"best_of":4,"n":2}', 8, 40, 3),
+        (b'{"prompt":[]}', 1, None, 0),
+        (b'{"max_tokens":1,"max_completion_tokens":9}', 1, 9, 0),
+        (b'{"max_tokens":1,"max_completion_tokens":null}', 1, 1, 0),
+        (b'{"max_tokens":"7"}', 1, 7, 0),
+        (b'{"max_tokens":7.0}', 1, 7, 0),
+        (b'{"max_tokens":-1,"n":-4}', 1, 0, 0),
+        (b'{"max_tokens":99999999999999999999}', 1, 2**32 - 1, 0),
+        (b'{"max_tokens":"many","n":[]}', 1, None, 0),
+    ],
+)
+def test_peek_counts(body: bytes, choices: int, response_tokens: int | None, prompt_tokens: int) -> None:
+    assert peek(body) == BodyPeek(None, choices, response_tokens, prompt_tokens)
+
+
+def test_inline_media_are_not_counted_as_text() -> None:
+    image = b"A" * 1_000_000
+    body = b'{"messages":[{"content":[{"image_url":{"url":"data:image/png;base64,' + image + b'"}}]}]}'
+    assert TOKENS_PER_MEDIA <= peek(body).prompt_tokens_estimate < TOKENS_PER_MEDIA + 50
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"m"', b"\xff\xfe", b'{"model":', b"[" * 100_000])
+def test_body_that_cannot_be_read_names_no_model(body: bytes) -> None:
+    assert peek(body) == BodyPeek()
+
+
+@pytest.mark.parametrize("value", [b"3", b"null", b'""', b'["m"]', b'{"a":"m"}'])
+def test_model_of_another_type_is_no_model_and_hides_nothing(value: bytes) -> None:
+    assert peek(b'{"model":' + value + b',"max_tokens":2}') == BodyPeek(None, 1, 2, 0)
+
+
+def test_what_only_python_reads_is_read_too() -> None:
+    found = peek(b'{"model":"m","temperature":NaN,"logit_bias":{"1":-Infinity},"max_tokens":2}')
+    assert (found.model, found.response_tokens) == ("m", 2)
+
+
+def test_last_of_two_equal_fields_counts_as_in_the_engine() -> None:
+    assert peek(b'{"model":"a","model":"b"}').model == "b"
