@@ -86,7 +86,8 @@ class HostService:
                 cause = str(e)
             await self.rpc.set_serving(False)
             if cause is None:
-                await self.host.shut_down()
+                cause = await self._drain()
+            if cause is None:
                 flush_s, status = FLUSH_S, 0
             else:
                 await self.host.engine_died(cause)
@@ -127,8 +128,28 @@ class HostService:
         finally:
             await cancel_all(mine)
 
+    async def _drain(self) -> str | None:
+        """Waits for running requests. Returns what died meanwhile, or None."""
+        if not len(self.in_flight):
+            await self.host.shut_down()
+            return None
+        draining = asyncio.create_task(self.host.shut_down(), name="drain")
+        dying = asyncio.create_task(self.engine.wait_dead(), name="engine watch")
+        try:
+            await asyncio.wait((draining, dying), return_when=asyncio.FIRST_COMPLETED)
+            return None if draining.done() else dying.result()
+        finally:
+            await cancel_all({draining, dying})
+
     async def _start_engine(self) -> None:
-        await self.engine.start()
+        """Raises EngineDied, or ConfigError for what no restart can cure."""
+        try:
+            await self.engine.start()
+        except (EngineDied, ConfigError):
+            raise
+        except Exception as e:
+            log.exception("engine start failed")
+            raise EngineDied("the engine did not start; the host's log says why") from e
         if self.engine.supports_lora:
             await self._registry.preload()
 

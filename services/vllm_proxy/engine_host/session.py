@@ -124,7 +124,10 @@ class HostSession:
     def _start(self, start: pb.StartFrame) -> None:
         if start.stream_id in self._streams:
             raise InvalidRequest(f"Stream id {start.stream_id} is in use.")
-        stream = RequestStream(start.stream_id, start.envelope, start.credit_bytes, self._on_ready, self._on_end)
+        # A copy: a message within a message keeps all of it in memory, the bodies of other requests too.
+        envelope = pb.RequestEnvelope()
+        envelope.CopyFrom(start.envelope)
+        stream = RequestStream(start.stream_id, envelope, start.credit_bytes, self._on_ready, self._on_end)
         self._streams[start.stream_id] = stream
         stream.feed(start.body, start.body_complete)
         try:

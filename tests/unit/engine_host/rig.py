@@ -21,6 +21,7 @@ from tests.support.wait import eventually
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.api.engine.v1 import engine_pb2_grpc
+from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
 from vllm_proxy.common.errors import InvalidRequest
 from vllm_proxy.common.lifecycle import StopSignal
 from vllm_proxy.common.rpc.channel import open_channel
@@ -129,6 +130,32 @@ class FakeAuth(auth_pb2_grpc.AuthServiceServicer):
                 await context.write(auth_pb2.SessionResponse(settles=answers))
 
 
+class FakeRouter(router_pb2_grpc.RouterServiceServicer):
+    """Remembers what hosts report."""
+
+    def __init__(self, address: str) -> None:
+        self.reports: list[router_pb2.Host] = []
+        self._server = grpc.aio.server()
+        router_pb2_grpc.add_RouterServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(address)
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def Register(self, request_iterator: Any, context: Any) -> None:
+        await context.write(router_pb2.RegisterResponse(heartbeat_ms=1000))
+        while (message := await context.read()) is not grpc.aio.EOF:
+            self.reports.append(message.host)
+
+    def states(self) -> list[str]:
+        """The states in the order they were reported, each once."""
+        names = [router_pb2.HostState.Name(report.state).removeprefix("HOST_STATE_") for report in self.reports]
+        return [name for name, before in zip(names, [None, *names], strict=False) if name != before]
+
+
 @dataclass
 class Answer:
     """What one request got."""
@@ -229,6 +256,7 @@ class Rig:
         self._loaded = LoadedSettings(self.settings, self._folder / "config.yaml", self._folder)
         self._make_engine = engine
         self.auth = FakeAuth(self.settings.auth.address)
+        self.router = FakeRouter(self.settings.router.address)
         self.stop = StopSignal()
         self._edges: list[Edge] = []
 
@@ -236,6 +264,7 @@ class Rig:
         config = host_config(self._loaded, HOST)
         self.service = HostService(self._loaded, config, self._make_engine() if self._make_engine else None)
         await self.auth.start()
+        await self.router.start()
         self.exit = asyncio.create_task(self.service.run(self.stop))
         self.channel = open_channel(config.address, self.settings.grpc)
         self.stub = engine_pb2_grpc.EngineServiceStub(self.channel)
@@ -245,6 +274,7 @@ class Rig:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(shutil.rmtree, self._folder)
             stack.push_async_callback(self.auth.stop)
+            stack.push_async_callback(self.router.stop)
             stack.push_async_callback(asyncio.wait, (self.exit,))
             stack.callback(self.stop.request)
             stack.push_async_callback(self.channel.close)

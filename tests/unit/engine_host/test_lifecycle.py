@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.api.router.v1 import router_pb2
 from vllm_proxy.common.errors import ModelNotFound, NoCapacity, RouteNotFound
 from vllm_proxy.common.rpc.status import from_rpc_error
-from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
+from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings, Sim
 from vllm_proxy.engine_host.config import host_config
 from vllm_proxy.engine_host.engines.build import build_engine
+from vllm_proxy.engine_host.engines.sim import SimEngine
 
 
 async def _health(rig: Rig) -> int:
@@ -109,6 +111,62 @@ async def test_a_dead_engine_fails_its_requests_and_ends_the_host_within_two_sec
         assert time.monotonic() - died_at < 2
         assert engine.stopped
         assert sorted(s.lease_id for s in rig.auth.settled) == ["l0", "l1", "l2"], "nobody acknowledged them"
+
+
+async def test_an_engine_that_dies_while_the_host_drains() -> None:
+    async with Rig(lambda: ScriptedEngine(hang)) as rig:
+        await rig.serving()
+        edge = await rig.edge()
+        stream = await edge.start()
+        await eventually(lambda: edge.answers[stream].data, "it runs")
+        rig.stop.request()
+        await eventually(lambda: rig.service.host.state_name == "DRAINING", "draining")
+        assert isinstance(rig.service.engine, ScriptedEngine)
+        rig.service.engine.death.set_result("out of memory")
+        (answer,) = await edge.ended(stream)
+        assert answer.end is not None
+        assert answer.end.reason == "ENGINE_FAILED"
+        assert await rig.exit == 1
+
+
+async def test_the_router_hears_of_every_state() -> None:
+    def slow() -> ScriptedEngine:
+        engine = ScriptedEngine(hang)
+        engine.may_start.clear()
+        return engine
+
+    async with Rig(slow) as rig:
+        await eventually(lambda: rig.router.states() == ["STARTING"], "registered at once")
+        assert isinstance(rig.service.engine, ScriptedEngine)
+        rig.service.engine.may_start.set()
+        await eventually(lambda: rig.router.states()[-1] == "SERVING", "reported before the next heartbeat", 0.7)
+        edge = await rig.edge()
+        stream = await edge.start()
+        await eventually(lambda: edge.answers[stream].data, "it runs")
+        rig.stop.request()
+        await eventually(lambda: rig.router.states()[-1] == "DRAINING", "reported while it drains", 0.7)
+        rig.service.engine.death.set_result("out of memory")
+        assert await rig.exit == 1
+        assert rig.router.states() == ["STARTING", "SERVING", "DRAINING", "DOWN"]
+        assert rig.router.reports[-1].detail == "out of memory"
+
+
+async def test_a_fault_in_the_engines_start() -> None:
+    class Faulty(ScriptedEngine):
+        async def start(self) -> None:
+            raise RuntimeError("unexpected")
+
+    async with Rig(lambda: Faulty(hang)) as rig:
+        assert await rig.exit == 1
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        engine = SimEngine(Sim.model_validate({"http_port": port}))
+        with pytest.raises(ConfigError, match=f"sim.http_port: {port}"):
+            await engine.start()
+        await engine.stop()
 
 
 async def test_drain_by_rpc_and_back_by_the_router() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from vllm_proxy.common.errors import InvalidRequest, ModelNotFound
-from vllm_proxy.common.settings import Sim
+from vllm_proxy.common.settings import ConfigError, Sim
 from vllm_proxy.engine_host.engines import sim_text
 from vllm_proxy.engine_host.engines.base import (
     AdapterLimits,
@@ -140,7 +140,11 @@ class SimEngine:
     async def _serve_http(self, port: int) -> None:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as e:
+            listener.close()
+            raise ConfigError(f"sim.http_port: {port} cannot be had: {e.strerror}") from None
         self.http_port = listener.getsockname()[1]
         config = uvicorn.Config(self.app, lifespan="off", log_config=None, access_log=False, server_header=False)
         self._server = _Server(config)
