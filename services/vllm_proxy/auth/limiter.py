@@ -8,6 +8,7 @@ for every rate, so nothing is ever rounded in the caller's favour.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class Rate:
         return self.capacity // self.unit
 
 
+@functools.lru_cache(maxsize=128)
 def per_second(events: float) -> Rate:
     """Bursts are one second's worth, and at least one event."""
     fraction = Fraction(events).limit_denominator(_MAX_DENOMINATOR) or Fraction(events)
@@ -43,6 +45,7 @@ def per_second(events: float) -> Rate:
     return Rate(unit, fraction.numerator, max(unit, fraction.numerator * NS_PER_SECOND))
 
 
+@functools.lru_cache(maxsize=128)
 def per_minute(events: int) -> Rate:
     """Bursts are one minute's worth."""
     return Rate(NS_PER_MINUTE, events, events * NS_PER_MINUTE)

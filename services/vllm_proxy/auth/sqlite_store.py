@@ -206,10 +206,13 @@ class SqliteStore:
                     reported.append(cast(LeaseReported, record))
         if opened or reported or settled:
             with transaction(self._db):
-                self._db.executemany(_OPEN, opened)
-                self._db.executemany(_REPORT, reported)
-                self._db.executemany(_LEDGER, settled)
-                self._db.executemany(_CLOSE, [(entry.lease_id,) for entry in settled if entry.closes])
+                if opened:
+                    self._db.executemany(_OPEN, opened)
+                if reported:
+                    self._db.executemany(_REPORT, reported)
+                if settled:
+                    self._db.executemany(_LEDGER, settled)
+                    self._db.executemany(_CLOSE, [(entry.lease_id,) for entry in settled if entry.closes])
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
         self._metrics.committed_records.inc(len(opened) + len(reported) + len(settled))
 
