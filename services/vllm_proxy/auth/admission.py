@@ -72,16 +72,12 @@ class Admission:
         self._closed.restore(state.recent, now_ns, now_ms)
         spent = [
             *((lease.opened_at_ms, lease.account, lease.reserved_tokens, lease) for lease in self._open.values()),
-            *(
-                (row.settled_at_ms, row.account, row.prompt_tokens + row.completion_tokens, None)
-                for row in state.recent
-            ),
+            *((row.settled_at_ms, row.account, max(0, row.charged), None) for row in state.recent),
         ]
         for at_ms, digest, tokens, holder in sorted(spent, key=lambda event: event[0]):
             at_ns = now_ns - max(0, now_ms - at_ms) * 1_000_000
-            reservation = self._account(digest, now_ns).spend_again(
-                max(0, tokens), at_ns, still_open=holder is not None
-            )
+            account = self._account(digest, now_ns)
+            reservation = account.spend_again(tokens, at_ns, still_open=holder is not None)
             if holder is not None:
                 holder.reservation = reservation
 
