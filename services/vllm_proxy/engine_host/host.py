@@ -23,7 +23,8 @@ from vllm_proxy.engine_host.config import HostConfig
 from vllm_proxy.engine_host.engines.base import Engine, EngineLoad
 from vllm_proxy.engine_host.in_flight import STOPPING, InFlight
 from vllm_proxy.engine_host.lora.registry import AdapterRegistry
-from vllm_proxy.engine_host.metrics import HostMetrics, outcome_name
+from vllm_proxy.engine_host.metrics import HostMetrics
+from vllm_proxy.engine_host.request_record import RequestRecord
 from vllm_proxy.engine_host.stream import RequestStream, usage_of
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class EngineHost:
         self.address = config.address
         self._drain_timeout_s = config.limits.drain_timeout_s
         self._registry = registry
-        self._metrics = metrics
+        self.metrics = metrics
         self._on_change = on_change
         self._state: router_pb2.HostState = router_pb2.HOST_STATE_STARTING
         self._detail = "starting"
@@ -123,34 +124,29 @@ class EngineHost:
     def ended(self, stream: RequestStream, edge_id: str) -> auth_pb2.SettleRequest:
         """Writes the request's line in the log and its numbers; returns what is to be settled."""
         self.in_flight.remove(stream)
-        envelope, meter, error = stream.envelope, stream.meter, stream.error
-        duration_s, ttft_s = stream.duration_s, stream.ttft_s
-        reason = error.reason if error else ""
-        self._metrics.request_ended(envelope.method, envelope.path, stream.outcome, reason, meter, ttft_s, duration_s)
-        log.info(
-            "request",
-            extra={
-                "request_id": envelope.request_id,
-                "engine_request_id": stream.engine_request_id,
-                "key_id": envelope.key_id,
-                "model": envelope.model,
-                "status": stream.status or None,
-                "ttft_ms": None if ttft_s is None else round(ttft_s * 1e3, 1),
-                "duration_ms": round(duration_s * 1e3, 1),
-                "prompt_tokens": meter.prompt_tokens,
-                "completion_tokens": meter.completion_tokens,
-                "cached_tokens": meter.cached_tokens,
-                "outcome": outcome_name(stream.outcome),
-                "reason": reason,
-                "edge": edge_id,
-            },
+        envelope = stream.envelope
+        route = ENGINE_ROUTES.get((envelope.method, envelope.path))
+        record = RequestRecord(
+            request_id=envelope.request_id,
+            engine_request_id=stream.engine_request_id,
+            key_id=envelope.key_id,
+            model=envelope.model,
+            route=route.name if route else "unknown",
+            status=stream.status,
+            outcome=stream.outcome,
+            reason=stream.error.reason if stream.error else "",
+            meter=stream.meter,
+            ttft_s=stream.ttft_s,
+            duration_s=stream.duration_s,
+            edge=edge_id,
         )
+        record.write(self.metrics)
         return auth_pb2.SettleRequest(
             lease_id=envelope.lease_id,
             attempt=envelope.attempt,
             source=auth_pb2.SOURCE_HOST,
             outcome=stream.outcome,
-            usage=usage_of(meter),
+            usage=usage_of(stream.meter),
             model=envelope.model,
             host=self.name,
         )

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.metrics import LATENCY_BUCKETS_S
-from vllm_proxy.common.routes import ENGINE_ROUTES
 from vllm_proxy.engine_host.engines.base import EngineLoad, UsageMeter
 
 _PREFIX = "vllm_proxy_engine_host"
@@ -36,8 +35,8 @@ class HostMetrics:
             ("route", "outcome", "reason"),
             registry=self.registry,
         )
-        #: Looking labels up costs as much as counting. Bounded: known routes, outcomes and reasons only.
-        self._requests_of: dict[tuple[str, str, int, str], Counter] = {}
+        #: Looking labels up costs as much as counting.
+        self._requests_of: dict[tuple[str, int, str], Counter] = {}
         self._ttft = Histogram(
             f"{_PREFIX}_time_to_first_byte_seconds",
             "From the start of a request here to the first byte of its answer's body.",
@@ -68,21 +67,17 @@ class HostMetrics:
 
     def request_ended(
         self,
-        method: str,
-        path: str,
+        route: str,
         outcome: auth_pb2.Outcome,
         reason: str,
         usage: UsageMeter,
         ttft_s: float | None,
         duration_s: float,
     ) -> None:
-        kind = (method, path, outcome, reason)
+        kind = (route, outcome, reason)
         requests = self._requests_of.get(kind)
         if requests is None:
-            route = ENGINE_ROUTES.get((method, path))
-            requests = self._requests.labels(route.name if route else "unknown", outcome_name(outcome), reason)
-            if route:
-                self._requests_of[kind] = requests
+            requests = self._requests_of[kind] = self._requests.labels(route, outcome_name(outcome), reason)
         requests.inc()
         self._duration.observe(duration_s)
         if ttft_s is not None:

@@ -12,9 +12,10 @@ from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.api.engine.v1 import engine_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2
-from vllm_proxy.common.errors import EngineFailed, InternalError, InvalidRequest, ServiceError
+from vllm_proxy.common.errors import InvalidRequest
 from vllm_proxy.common.ids import REQUEST_ID_METADATA, accept_request_id
-from vllm_proxy.engine_host.engines.base import EngineDied, GenerateParameters, UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.base import GenerateParameters, current_meter
+from vllm_proxy.engine_host.generate import GenerateCall
 from vllm_proxy.engine_host.host import EngineHost
 from vllm_proxy.engine_host.session import MAX_PIECE_BYTES, HostSession
 from vllm_proxy.engine_host.settlement import Settler, UnacknowledgedEnds
@@ -87,13 +88,15 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             stream.stop(auth_pb2.OUTCOME_CANCELLED)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
-        parameters = _parameters(request, context)
-        call = GenerateCall(parameters.request_id)
+        call = GenerateCall(request.request_id or _request_id(context))
+        parameters = _parameters(request, call.engine_request_id)
         self._host.in_flight.add(call)
         current_meter.set(call.meter)
         deltas = self._host.engine.generate(parameters)
+        fault: BaseException | None = None
         try:
             async for delta in deltas:
+                call.produced()
                 await context.write(
                     pb.GenerateResponse(
                         text=delta.text,
@@ -102,15 +105,14 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                         finish_reason=delta.finish_reason,
                     )
                 )
-        except EngineDied:
-            raise EngineFailed from None
-        except asyncio.CancelledError:
-            call.raise_if_stopped()
-            raise
+        except BaseException as e:
+            fault = call.fault(e)
+            raise fault from None
         finally:
             self._host.in_flight.remove(call)
             if isinstance(deltas, AsyncGenerator):
                 await deltas.aclose()
+            call.record(request.model, fault).write(self._host.metrics)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: Context) -> pb.LoadAdapterResponse:
         model = await self._host.load_adapter(request.adapter, router_pb2.ADAPTER_ORIGIN_NATIVE)
@@ -137,27 +139,6 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         return pb.AbortResponse(found=self._host.in_flight.abort(request.request_id) > 0)
 
 
-class GenerateCall:
-    """The current task as a request in flight: stopping it cancels the task."""
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.meter = UsageMeter()
-        self._task = asyncio.current_task()
-        self._error: ServiceError | None = None
-
-    def stop(self, outcome: auth_pb2.Outcome, error: ServiceError | None = None) -> None:
-        if self._error is None and self._task is not None:
-            self._error = error or InternalError()
-            self._task.cancel()
-
-    def raise_if_stopped(self) -> None:
-        """Call on CancelledError: raises what the call was stopped with, if it was `stop` that cancelled it."""
-        if self._error is not None and self._task is not None:
-            self._task.uncancel()
-            raise self._error from None
-
-
 def _request_id(context: Context) -> str:
     for name, value in context.invocation_metadata() or ():
         if name == REQUEST_ID_METADATA:
@@ -165,7 +146,7 @@ def _request_id(context: Context) -> str:
     return accept_request_id(None)
 
 
-def _parameters(request: pb.GenerateRequest, context: Context) -> GenerateParameters:
+def _parameters(request: pb.GenerateRequest, engine_request_id: str) -> GenerateParameters:
     match request.WhichOneof("input"):
         case "prompt":
             prompt: str | list[int] = request.prompt
@@ -182,7 +163,7 @@ def _parameters(request: pb.GenerateRequest, context: Context) -> GenerateParame
     return GenerateParameters(
         model=request.model,
         prompt=prompt,
-        request_id=request.request_id or _request_id(context),
+        request_id=engine_request_id,
         max_tokens=given("max_tokens"),
         temperature=given("temperature"),
         top_p=given("top_p"),

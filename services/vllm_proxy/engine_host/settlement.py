@@ -115,6 +115,7 @@ class Settler:
     async def run(self) -> None:
         """Forever, until cancelled. Survives every restart of the auth service."""
         backoff_s = self._settings.reconnect_min_s
+        out_of_reach = False
         async with open_channel(self._address, self._settings) as channel:
             stub = auth_pb2_grpc.AuthServiceStub(channel)
             while True:
@@ -125,9 +126,12 @@ class Settler:
                 try:
                     await self._session(stub)
                 except grpc.aio.AioRpcError as e:
-                    log.warning("auth session ended", extra={"detail": e.details(), "unsettled": len(self._pending)})
+                    # Once for each time that it goes away, not for each try.
+                    level = logging.DEBUG if out_of_reach else logging.WARNING
+                    log.log(level, "auth session ended", extra={"detail": e.details(), "unsettled": len(self._pending)})
+                out_of_reach = len(self._pending) >= waiting
                 backoff_s = min(backoff_s * 2, self._settings.reconnect_max_s)
-                if len(self._pending) < waiting:
+                if not out_of_reach:
                     backoff_s = self._settings.reconnect_min_s
                 if self._pending:
                     await asyncio.sleep(backoff_s)

@@ -243,6 +243,9 @@ async def test_generate_counts_and_can_be_aborted() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="operator"):
             while await call.read() is not grpc.aio.EOF:
                 pass
+        labels = {"route": "generate", "outcome": "cancelled", "reason": "INTERNAL"}
+        registry = rig.service.metrics.registry
+        assert registry.get_sample_value("vllm_proxy_engine_host_requests_total", labels) == 1
         await eventually(lambda: rig.service.engine.load().running == 0, "the engine is free")
         await rig.stub.Drain(pb.DrainRequest(timeout_ms=50))
         with pytest.raises(grpc.aio.AioRpcError) as e:
