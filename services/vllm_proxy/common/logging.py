@@ -14,28 +14,53 @@ from typing import Any
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: The attribute of a record made by `log_fields`.
+_FIELDS = "fields"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, service, logger, event, then the record's `extra` fields."""
+    """One JSON object a line: time (UTC), level, service, logger, event, then the record's `extra` fields.
+
+    A record made by `log_fields` carries them in one piece.
+    """
 
     def __init__(self, service: str) -> None:
         super().__init__()
         self._service = service
+        #: The last whole second and its text: under load many lines share one.
+        self._second = (-1, "")
+
+    def _time(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        known, text = self._second
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = (second, text)
+        return f"{text}.{int(record.msecs):03d}Z"
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "time": self._time(record),
             "level": record.levelname,
             "service": self._service,
             "logger": record.name,
             "event": record.getMessage(),
         }
-        line.update((k, v) for k, v in record.__dict__.items() if k not in _STANDARD)
+        if (fields := record.__dict__.get(_FIELDS)) is not None:
+            line.update(fields)
+        else:
+            line.update((k, v) for k, v in record.__dict__.items() if k not in _STANDARD)
         if record.exc_info and record.exc_info[0] is not None:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def log_fields(log: logging.Logger, event: str, fields: dict[str, Any]) -> None:
+    """`log.info(event, extra=fields)` at half its cost, for the line that every request writes."""
+    if log.isEnabledFor(logging.INFO):
+        record = logging.LogRecord(log.name, logging.INFO, "", 0, event, None, None)
+        record.__dict__[_FIELDS] = fields
+        log.handle(record)
 
 
 def setup_logging(service: str, level: str) -> None:

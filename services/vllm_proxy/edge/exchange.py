@@ -22,6 +22,7 @@ from vllm_proxy.common.errors import (
     ServiceError,
     from_reason,
 )
+from vllm_proxy.common.logging import log_fields
 from vllm_proxy.common.routes import EngineRoute
 from vllm_proxy.edge.admission import AuthClient, Settlement
 from vllm_proxy.edge.config import EdgeConfig
@@ -483,9 +484,10 @@ def log_request(
     attempt: int = 0,
 ) -> None:
     """The canonical line of a request."""
-    log.info(
+    log_fields(
+        log,
         "request",
-        extra={
+        {
             "request_id": request.request_id,
             "key_id": request.key_id,
             "user": request.user,

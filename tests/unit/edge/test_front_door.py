@@ -429,6 +429,6 @@ async def test_key_is_nowhere_in_the_log(edge: Edge, caplog: pytest.LogCaptureFi
     with caplog.at_level("DEBUG"):
         await edge.http.post("/v1/completions", json=CHAT)
     (line,) = [record for record in caplog.records if record.message == "request"]
-    assert line.__dict__["key_id"] == "k1"
-    assert line.__dict__["status"] == 200
+    fields = line.__dict__["fields"]
+    assert (fields["key_id"], fields["status"]) == ("k1", 200)
     assert "sk-good" not in json.dumps([str(record.__dict__) for record in caplog.records])
