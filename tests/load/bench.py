@@ -233,6 +233,10 @@ def _progress(what: str) -> None:
     print(f"bench: {what}", file=sys.stderr, flush=True)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -246,9 +250,12 @@ def main() -> int:
     parser.add_argument(
         "--window-s", type=float, default=Plan().window_s, help="one measurement (default: %(default)s)"
     )
+    parser.add_argument("--streams", type=_numbers, default=Plan().streams, help="streams at once, e.g. 1,32,256")
+    parser.add_argument("--connections", type=_numbers, default=Plan().connections, help="of unary requests, e.g. 1,32")
+    parser.add_argument("--samples", type=int, default=Plan().samples, help="of each latency (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results", help="folder for the JSON")
     args = parser.parse_args()
-    plan = Plan(rounds=args.rounds, window_s=args.window_s)
+    plan = Plan(args.rounds, args.window_s, args.streams, args.connections, args.samples)
     results = run(plan)
     now = datetime.now(UTC)
     report = {

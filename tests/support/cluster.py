@@ -62,7 +62,9 @@ class Cluster:
         hosts: Sequence[str] = ("sim",),
         workers: int = 1,
         keys: Sequence[ApiKey] = DEFAULT_KEYS,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`environment` is added to that of every service."""
         # A short path: a Unix socket's has 107 bytes at most.
         self.root = Path(tempfile.mkdtemp(prefix="vp-", dir="/tmp"))
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
@@ -77,6 +79,7 @@ class Cluster:
             "sim": {"step_ms": 5, "http_port": 0},
             "router": {"heartbeat_s": 0.5},
         }
+        self._environment = dict(environment or {})
         self.config = _merge(base, config or {})
         self.write_config()
         self.write_keys(keys)
@@ -200,6 +203,7 @@ class Cluster:
             cwd=self.root,
             log_path=self.root / "logs" / f"{name}.log",
             is_healthy=lambda: _grpc_serving(target),
+            environment=self._environment,
         )
 
     def _edge(self, number: int) -> ServiceProcess:
@@ -212,7 +216,7 @@ class Cluster:
             cwd=self.root,
             log_path=self.root / "logs" / ("fastapi.log" if number == 0 else f"fastapi-{number}.log"),
             is_healthy=lambda: _http_serving(self.url),
-            environment={"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+            environment={**self._environment, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
             pass_fds=[self._listener.fileno()],
         )
 

@@ -69,6 +69,10 @@ class Control:
     def serving_hosts(self) -> set[str]:
         return {name for name, host in self.hosts().items() if host.state == router_pb2.HOST_STATE_SERVING}
 
+    def declared_adapters(self) -> list[str]:
+        answer = self.router.ListAdapters(router_pb2.ListAdaptersRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+        return [row.adapter.name for row in answer.adapters]
+
     def in_flight(self) -> int:
         """Requests that the engine hosts hold, by their last heartbeat."""
         return sum(host.load.in_flight for host in self.hosts().values())
