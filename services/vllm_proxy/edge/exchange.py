@@ -273,10 +273,14 @@ class Exchange:
         if not more:
             self._tail += data
         elif data:
-            if self._head is not None:
-                self._open()
             self._last_data = data
-            self._writer.write(data)
+            if self._head is not None:
+                self._connection.cork()
+                self._open()
+                self._writer.write(data)
+                self._connection.uncork()
+            else:
+                self._writer.write(data)
 
     def ended(self, end: engine_pb2.EndFrame) -> None:
         usage = end.usage
@@ -286,9 +290,11 @@ class Exchange:
         assert self._session is not None
         self._attempts.append((self._session, self._stream_id))
         if not end.reason:
+            self._connection.cork()
             if self._head is not None:
                 self._open()
             self._writer.finish(self._tail)
+            self._connection.uncork()
             self._settle(end.outcome or auth_pb2.OUTCOME_FINISHED)
             return
         error = from_reason(end.reason, end.message, retry_after_s=1 if end.reason == NoCapacity.reason else None)
@@ -409,8 +415,10 @@ class Exchange:
         self._head = None
         if not writer.started:
             self._status, headers, body = error_response(error, self._request.answer_headers)
+            self._connection.cork()
             writer.start(self._status, headers)
             writer.finish(body)
+            self._connection.uncork()
         elif self._is_event_stream:
             writer.finish(error_event(error))
         else:

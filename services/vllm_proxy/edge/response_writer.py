@@ -32,6 +32,11 @@ class ClientConnection(Protocol):
     def unsent_bytes(self) -> int:
         """Bytes that the client's side has not taken yet, the kernel's included. A drop is progress."""
 
+    def cork(self) -> None:
+        """Holds writes back until `uncork`, which must follow in the same turn of the event loop."""
+
+    def uncork(self) -> None: ...
+
     def close(self) -> None:
         """Ends the connection after what was written."""
 

@@ -58,6 +58,7 @@ class Client:
         self.unsent = 0
         self.closed = False
         self.aborted = False
+        self.corked = False
 
     @property
     def paused(self) -> bool:
@@ -77,6 +78,13 @@ class Client:
 
     def unsent_bytes(self) -> int:
         return self.unsent
+
+    def cork(self) -> None:
+        assert not self.corked
+        self.corked = True
+
+    def uncork(self) -> None:
+        self.corked = False
 
     def close(self) -> None:
         self.closed = True

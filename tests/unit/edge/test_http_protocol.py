@@ -16,11 +16,13 @@ from vllm_proxy.edge.http_protocol import EdgeHttpProtocol, connection_of, with_
 class Transport:
     def __init__(self) -> None:
         self.written = b""
+        self.writes = 0
         self.closing = False
         self.aborted = False
 
     def write(self, data: bytes) -> None:
         self.written += data
+        self.writes += 1
 
     def close(self) -> None:
         self.closing = True
@@ -89,6 +91,25 @@ async def test_requests_pass_and_know_their_connection() -> None:
     assert connection.transport.aborted
     known.close()
     assert connection.transport.closing
+    connection.lose()
+
+
+async def test_corked_writes_leave_in_one_piece_and_in_order() -> None:
+    connection = Connection()
+    known = connection.protocol
+    known.cork()
+    await connection.feed(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert connection.transport.writes == 0
+    known.uncork()
+    assert (connection.transport.writes, connection.status) == (1, 204)
+    known.uncork()
+    assert connection.transport.writes == 1
+    await connection.feed(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert len(connection.scopes) == 2
+    known.cork()
+    await connection.feed(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert connection.transport.closing
+    assert connection.transport.written.count(b"HTTP/1.1 204") == 3, "closing holds nothing back"
     connection.lose()
 
 
