@@ -42,6 +42,8 @@ UNUSABLE_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 DEMO_PACKAGES = ("accelerate>=1.0", "gguf>=0.10", "peft>=0.17")
 PIP_BOOTSTRAP_URL = "https://bootstrap.pypa.io/pip/pip.pyz"
 PROGRESS_INTERVAL_S = 10.0
+#: Lines of pip that tell nothing of its progress.
+NOISE = re.compile(r"\s*(\$ |WARNING|Attempting uninstall|Found existing|Uninstalling|Successfully uninstalled)")
 
 #: The likely cause, by what stands in the log of a failed install.
 CAUSES = (
@@ -94,12 +96,13 @@ class Environment:
             self.failure = f"{self.name}: {e}"
 
     def progress(self) -> str:
-        """The newest line of the log."""
+        """The newest line of the log that says something."""
         try:
             lines = self.log_path.read_text(errors="replace").splitlines()[-20:]
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip() and "WARNING" not in line), "")[:110]
+        told = (line.strip() for line in reversed(lines) if line.strip() and not NOISE.match(line))
+        return next(told, "")[:110]
 
     def terminate(self) -> None:
         process = self._process

@@ -35,7 +35,9 @@ def read_pid(path: Path) -> int | None:
 def find(pid: int) -> Process | None:
     """The live process of this pid; none if it has ended, even if nobody waited for it yet."""
     fields = _stat(pid)
-    return None if fields is None or fields[0] in "ZX" else Process(pid, int(fields[19]))
+    if fields is None or (fields[0] in "ZX" and not _has_other_threads(pid)):
+        return None
+    return Process(pid, int(fields[19]))
 
 
 def is_alive(process: Process) -> bool:
@@ -110,6 +112,14 @@ def _stat(pid: int) -> list[str] | None:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def _has_other_threads(pid: int) -> bool:
+    """Threads that outlive the first one for a moment still hold the process's sockets."""
+    try:
+        return len(list((PROC / str(pid) / "task").iterdir())) > 1
+    except OSError:
+        return False
 
 
 def _started_at(process: Process) -> float:

@@ -26,7 +26,7 @@ TAIL_BYTES = 64 * 1024
 
 #: An engine that dies while it starts will do so again; other services may wait for each other.
 ENGINE_DEATHS = 1
-SERVICE_DEATHS = 3
+SERVICE_DEATHS = 2
 
 #: What a line of an engine's output means to a user.
 CAUSES = (

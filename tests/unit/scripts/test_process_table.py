@@ -58,6 +58,13 @@ def test_a_zombie_has_ended(proc: Path):
     assert process_table.find(10) is None
 
 
+def test_a_process_lives_as_long_as_its_last_thread(proc: Path):
+    _add(proc, 10, 1, state="Z")
+    for thread in (10, 11):
+        (proc / "10" / "task" / str(thread)).mkdir(parents=True)
+    assert process_table.find(10) is not None
+
+
 def test_a_pid_file_names_its_process(proc: Path, tmp_path: Path):
     process = _add(proc, 10, 1, age_s=60, command="python -m vllm_proxy.auth")
     assert process_table.owner(_pid_file(tmp_path, 10, age_s=60)) == process
