@@ -5,11 +5,13 @@ A supervisor owns files and rotation. Never log a prompt or a key; name keys by 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
 import traceback
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TextIO
 
 import orjson
 
@@ -55,6 +57,39 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of one turn of the event loop with one system call; a warning, and whatever is logged outside
+    a loop, at once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        #: Where `flush` is due to be called.
+        self._due_in: asyncio.AbstractEventLoop | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+        except Exception:
+            self.handleError(record)
+            return
+        # get_running_loop without the exception; asyncio documents it for code like this.
+        loop = asyncio._get_running_loop() if record.levelno < logging.WARNING else None
+        if loop is None:
+            self.flush()
+        elif self._due_in is not loop:
+            self._due_in = loop
+            loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            self._due_in = None
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("\n".join(lines) + "\n")
+            super().flush()
+
+
 def log_fields(log: logging.Logger, event: str, fields: dict[str, Any]) -> None:
     """`log.info(event, extra=fields)` at half its cost, for the line that every request writes."""
     if log.isEnabledFor(logging.INFO):
@@ -68,7 +103,7 @@ def setup_logging(service: str, level: str) -> None:
     # No line shows these; a third of a line's cost is collecting them (the logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -64,11 +64,11 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
     tasks: set[asyncio.Task[None]] = set()
     async with AsyncExitStack() as stack:
         stack.callback(leave_multiprocess)
-        stack.push_async_callback(cancel_all, tasks)
         auth_channel = open_channel(config.auth_address, config.grpc)
         stack.push_async_callback(auth_channel.close)
         router_channel = open_channel(config.router_address, config.grpc)
         stack.push_async_callback(router_channel.close)
+        stack.push_async_callback(cancel_all, tasks)
 
         hosts = Hosts(edge_id, config.grpc)
         stack.push_async_callback(hosts.close)
