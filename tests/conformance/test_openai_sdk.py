@@ -42,7 +42,7 @@ async def test_chat_streamed(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_the_stream_helper(client: openai.AsyncOpenAI) -> None:
-    async with client.chat.completions.stream(model="sim", messages=MESSAGES, max_tokens=8) as stream:
+    async with client.chat.completions.stream(model="sim", messages=MESSAGES) as stream:
         answer = await stream.get_final_completion()
     assert answer.choices[0].message.content
 

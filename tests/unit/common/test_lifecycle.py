@@ -13,7 +13,9 @@ from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
 
 @pytest.fixture
-def own_logging() -> Iterator[None]:
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for switch in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, switch, getattr(logging, switch))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -12,8 +12,10 @@ from vllm_proxy.common.logging import JsonFormatter, setup_logging
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The test run's own logging is put back afterwards."""
+    for switch in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, switch, getattr(logging, switch))
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
