@@ -48,5 +48,5 @@ def test_kill_9_of_the_engine_is_noticed(mortal: RunningEngine) -> None:
     assert mortal.process.wait_ended(30) == 3
     assert mortal.engine_pids() == []
     # The host's own log stayed JSON, the engine's went to its file.
-    assert all("time" in line for line in mortal.process.log_lines())
+    assert [line for line in mortal.process.log_lines() if "time" not in line] == []
     assert "EngineCore" in mortal.log_file.read_text()

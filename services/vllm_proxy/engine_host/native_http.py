@@ -43,6 +43,7 @@ async def serve(app: AsgiApp, registry: AdapterRegistry | None, host: str, port:
     config = uvicorn.Config(
         with_lora_routes(app, registry) if registry is not None else app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=_GRACE_S,

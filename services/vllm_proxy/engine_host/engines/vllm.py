@@ -47,6 +47,7 @@ _PROGRESS_EVERY_S = 10.0
 _WATCH_EVERY_S = 0.25
 _ROTATE_EVERY_S = 30.0
 _SHUTDOWN_TIMEOUT_S = 10.0
+_REAP_EVERY_S = 0.5
 
 
 class VllmEngine:
@@ -64,6 +65,8 @@ class VllmEngine:
         self._output = EngineOutput(settings.vllm.log_file, settings.logs.max_bytes, settings.logs.backups)
         # One thread that lives as long as the engine: its children die with the thread that started them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-start")
+        self._building: asyncio.Future[Any] | None = None
+        self._stopping = False
         self._phase = "waiting"
         self._args = Namespace()
         self._engine: Any = None
@@ -111,7 +114,9 @@ class VllmEngine:
 
     async def _start(self, command: StartCommand) -> None:
         loop = asyncio.get_running_loop()
-        self._engine = await loop.run_in_executor(self._thread, self._build, command)
+        self._building = loop.run_in_executor(self._thread, self._build, command)
+        self._engine = await asyncio.shield(self._building)
+        self._building = None
         self._phase = "building the application"
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
@@ -161,6 +166,8 @@ class VllmEngine:
             raise ConfigError(f"vllm.start_cmd: {e.args[0]}") from None
         engine_args = AsyncEngineArgs.from_cli_args(args)
         self._phase = "loading the model"
+        if self._stopping:
+            raise EngineDied("stopped while it started")
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
         return AsyncLLM.from_vllm_config(
             vllm_config=config,
@@ -221,17 +228,26 @@ class VllmEngine:
             )
 
     async def stop(self) -> None:
+        self._stopping = True
         if self._adapters is not None:
             await self._adapters.close()
             self._adapters = None
         await self._lifespan.aclose()
         engine, self._engine = self._engine, None
-        loop = asyncio.get_running_loop()
         if engine is not None:
-            await loop.run_in_executor(None, lambda: engine.shutdown(timeout=_SHUTDOWN_TIMEOUT_S))
+            if engine.output_handler is not None:
+                engine.output_handler.cancel()  # it would report the end of the cores as a fault
+            await asyncio.to_thread(engine.shutdown, timeout=_SHUTDOWN_TIMEOUT_S)
         await asyncio.to_thread(reap_own)
+        # A start that was interrupted: a thread cannot be, but what it waits for can be taken away.
+        building, self._building = self._building, None
+        while building is not None and not building.done():
+            await asyncio.wait((building,), timeout=_REAP_EVERY_S)
+            await asyncio.to_thread(reap_own)
+        if building is not None and building.exception() is None:
+            await asyncio.to_thread(building.result().shutdown, timeout=0)
         self._thread.shutdown(wait=False)
-        self._output.restore()
+        self._output.release()
 
     async def wait_dead(self) -> str:
         rotate_at = time.monotonic() + _ROTATE_EVERY_S
@@ -256,6 +272,8 @@ class VllmEngine:
         ]
 
     def load(self) -> EngineLoad:
+        if self._engine is None:
+            return EngineLoad()
         # The scheduler's figures are as old as its last step; what the front end holds is exact.
         unfinished = self._engine.output_processor.get_num_unfinished_requests()
         stats = self._scheduler_stats

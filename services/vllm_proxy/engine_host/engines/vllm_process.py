@@ -24,6 +24,8 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_LOGGING_COLOR": "0",
+    # Process titles would overwrite /proc/PID/environ, which leftovers are found by.
+    "SPT_NOENV": "1",
 }
 #: How much of the end of a log is looked through for a cause.
 _TAIL_BYTES = 256 * 1024
@@ -137,42 +139,31 @@ class EngineOutput:
         self.path = path
         self._max_bytes = max_bytes
         self._backups = backups
-        self._saved: list[tuple[int, int]] = []
         self._stream: TextIO | None = None
-        self._handlers: list[logging.StreamHandler[TextIO]] = []
 
     def redirect(self) -> None:
-        if self._saved:
+        if self._stream is not None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rotate()
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         sys.stdout.flush()
         sys.stderr.flush()
-        self._saved = [(number, os.dup(number)) for number in (1, 2)]
         self._stream = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
                 handler.setStream(self._stream)
                 handler.addFilter(_without_vllm_fields)
-                self._handlers.append(handler)
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
         logging.logProcesses = logging.logMultiprocessing = True  # vLLM's own format names the process
 
-    def restore(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, saved in self._saved:
-            os.dup2(saved, number)
-            os.close(saved)
-        for handler in self._handlers:
-            handler.setStream(sys.stderr)
-            handler.removeFilter(_without_vllm_fields)
+    def release(self) -> None:
+        """Gives Python's standard error back to the host. The descriptors stay: native libraries print at exit."""
         if self._stream is not None:
-            self._stream.close()
-        self._saved, self._handlers, self._stream = [], [], None
+            sys.stderr.flush()
+            sys.stderr = self._stream
 
     def rotate(self) -> None:
         """Copies the file away and empties it if it is too large: several processes append to it. Blocks."""
