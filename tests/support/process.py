@@ -155,17 +155,7 @@ class ServiceProcess:
         return self._cpu_s_before + self._cpu_s_now()
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Every JSON line so far; anything else becomes {"event": the line}."""
-        if not self.log_path.exists():
-            return []
-        lines: list[dict[str, Any]] = []
-        for text in self.log_path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            lines.append(line if isinstance(line, dict) else {"event": text})
-        return lines
+        return log_lines(self.log_path)
 
     def log_tail(self, lines: int = 40) -> str:
         if not self.log_path.exists():
@@ -183,3 +173,17 @@ class ServiceProcess:
 
     def _cpu_s_now(self) -> float:
         return tree_cpu_s(self.pid) if self.running else 0.0
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """Every JSON line of a log so far; anything else becomes {"event": the line}."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        lines.append(line if isinstance(line, dict) else {"event": text})
+    return lines
