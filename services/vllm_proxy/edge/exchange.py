@@ -7,7 +7,6 @@ or an answer that is visibly cut short. Everything here runs in callbacks of the
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,53 +21,20 @@ from vllm_proxy.common.errors import (
     ServiceError,
     from_reason,
 )
-from vllm_proxy.common.logging import log_fields
-from vllm_proxy.common.routes import EngineRoute
 from vllm_proxy.edge.admission import AuthClient, Settlement
 from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.errors import HeaderList, error_event, error_response
 from vllm_proxy.edge.host_session import HostSession
 from vllm_proxy.edge.hosts import Hosts
-from vllm_proxy.edge.metrics import NO_REASON, EdgeMetrics
+from vllm_proxy.edge.metrics import EdgeMetrics
+from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, NO_REASON, RequestFacts, log_request
+from vllm_proxy.edge.response_head import response_head
 from vllm_proxy.edge.response_writer import ClientConnection, ResponseWriter, Send, Spawn
-
-log = logging.getLogger("vllm_proxy.edge.requests")
 
 #: How long the end of a cancelled request is waited for before it is settled with the last counts.
 END_WAIT_S = 30.0
 MAX_ATTEMPTS = 2
-CLIENT_GONE = "CLIENT_GONE"
-CLIENT_CLOSED_REQUEST = 499
-
-#: The engine's headers that do not pass: those of one hop, those that are the edge's to say, and CORS.
-_DROPPED = frozenset(
-    (
-        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
-        *(b"trailers", b"transfer-encoding", b"upgrade", b"server", b"date", b"x-request-id"),
-    )
-)
-_CORS = b"access-control-"
-_EVENT_STREAM = b"text/event-stream"
 _DONE_EVENT = b"data: [DONE]\n\n"
-
-
-@dataclass(slots=True)
-class RequestFacts:
-    """What was asked, as the rest of the edge needs it."""
-
-    request_id: str
-    route: EngineRoute
-    query: bytes
-    #: The headers that the engine gets.
-    headers: list[tuple[bytes, bytes]]
-    traceparent: str
-    started_at: float
-    model: str | None = None
-    body: bytes = b""
-    key_id: str = ""
-    user: str = ""
-    #: `x-request-id` and `x-ratelimit-*`, on every answer.
-    answer_headers: HeaderList = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,40 +70,6 @@ class ExchangeContext:
 class Exchange:
     """A `ResponseSink` of one host at a time. Call `begin` once, `client_left` when the client has gone or has got
     everything, and `sweep` from time to time."""
-
-    __slots__ = (
-        "_attempt",
-        "_attempts",
-        "_body_left",
-        "_cached_tokens",
-        "_cancelled",
-        "_client_done",
-        "_completion_tokens",
-        "_connection",
-        "_consumed",
-        "_context",
-        "_end_deadline",
-        "_first_byte_at",
-        "_grant_at",
-        "_head",
-        "_host_done",
-        "_is_event_stream",
-        "_last_data",
-        "_last_error",
-        "_lease_id",
-        "_prompt_tokens",
-        "_request",
-        "_session",
-        "_stalled_at",
-        "_status",
-        "_stream_id",
-        "_tail",
-        "_tried",
-        "_unsent",
-        "_waiting",
-        "_writer",
-        "reason",
-    )
 
     def __init__(
         self, context: ExchangeContext, request: RequestFacts, lease_id: str, send: Send, connection: ClientConnection
@@ -313,20 +245,14 @@ class Exchange:
     def _open(self) -> None:
         """Sends the head; from here on the request belongs to this host."""
         assert self._head is not None
-        self._status, headers = self._head
+        head = response_head(*self._head, self._request.answer_headers)
         self._head = None
+        self._status = head.status
+        self._is_event_stream = head.is_event_stream
+        self._body_left = head.body_bytes
         self._first_byte_at = self._context.clock()
         self._request.body = b""
-        kept = [pair for pair in headers if pair[0] not in _DROPPED and not pair[0].startswith(_CORS)]
-        kept += self._request.answer_headers
-        named = dict(kept)
-        self._is_event_stream = named.get(b"content-type", b"").startswith(_EVENT_STREAM)
-        self._body_left = int(named.get(b"content-length", b"-1"))
-        if self._is_event_stream:
-            kept.append((b"x-accel-buffering", b"no"))
-            if b"cache-control" not in named:
-                kept.append((b"cache-control", b"no-cache"))
-        self._writer.start(self._status, kept)
+        self._writer.start(head.status, head.headers)
 
     # Hosts, attempts and the end.
 
@@ -476,39 +402,3 @@ class Exchange:
             completion_tokens=self._completion_tokens,
             attempt=self._attempt,
         )
-
-
-def log_request(
-    request: RequestFacts,
-    status: int,
-    duration_s: float,
-    *,
-    reason: str,
-    ttft_s: float | None = None,
-    host: str = "",
-    prompt_tokens: int = 0,
-    completion_tokens: int = 0,
-    limit: str = "",
-    attempt: int = 0,
-) -> None:
-    """The canonical line of a request."""
-    log_fields(
-        log,
-        "request",
-        {
-            "request_id": request.request_id,
-            "key_id": request.key_id,
-            "user": request.user,
-            "route": request.route.name,
-            "model": request.model,
-            "host": host,
-            "status": status,
-            "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 2),
-            "duration_ms": round(duration_s * 1000, 2),
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "reason": "" if reason == NO_REASON else reason,
-            "limit": limit,
-            "attempt": attempt,
-        },
-    )

@@ -11,15 +11,9 @@ from vllm_proxy.common.routes import EngineRoute
 from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response
-from vllm_proxy.edge.exchange import (
-    CLIENT_CLOSED_REQUEST,
-    CLIENT_GONE,
-    Exchange,
-    ExchangeContext,
-    RequestFacts,
-    log_request,
-)
+from vllm_proxy.edge.exchange import Exchange, ExchangeContext
 from vllm_proxy.edge.http_protocol import connection_of
+from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestFacts, log_request
 from vllm_proxy.edge.request_body import ClientGone, peek, read_body
 from vllm_proxy.edge.response_writer import Message, Receive, Scope, Send
 from vllm_proxy.edge.stepping import Finished, step

@@ -14,8 +14,6 @@ from vllm_proxy.common.metrics import LATENCY_BUCKETS_S
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _LIVE_GAUGE = re.compile(r"gauge_live\w*_(\d+)\.db")
-#: Label value for requests that ended well.
-NO_REASON = "none"
 
 
 class EdgeMetrics:

@@ -49,26 +49,6 @@ class ResponseWriter:
     `closed` (what is written is dropped). `on_written(bytes)` reports each piece that reached the transport,
     `on_complete()` the end, `on_broken()` that the server refused a message, after which it is closed."""
 
-    __slots__ = (
-        "_busy",
-        "_head",
-        "_limit_bytes",
-        "_on_broken",
-        "_on_complete",
-        "_on_written",
-        "_queue",
-        "_send",
-        "_spawn",
-        "_task",
-        "closed",
-        "complete",
-        "finished",
-        "progress",
-        "queued_bytes",
-        "started",
-        "suspended",
-    )
-
     def __init__(
         self,
         send: Send,

@@ -15,8 +15,9 @@ from vllm_proxy.api.engine.v1 import engine_pb2, engine_pb2_grpc
 from vllm_proxy.common.routes import EDGE_ROUTES
 from vllm_proxy.common.settings import LoadedSettings, Settings
 from vllm_proxy.edge.config import EdgeConfig
-from vllm_proxy.edge.exchange import Exchange, ExchangeContext, RequestFacts
+from vllm_proxy.edge.exchange import Exchange, ExchangeContext
 from vllm_proxy.edge.metrics import EdgeMetrics
+from vllm_proxy.edge.request import RequestFacts
 
 DEADLINE_S = 10.0
 CHAT = EDGE_ROUTES["POST", "/v1/chat/completions"]

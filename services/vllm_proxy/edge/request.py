@@ -1,0 +1,72 @@
+"""What was asked, and the one line that the log has about it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from vllm_proxy.common.logging import log_fields
+from vllm_proxy.common.routes import EngineRoute
+from vllm_proxy.edge.errors import HeaderList
+
+log = logging.getLogger("vllm_proxy.edge.requests")
+
+#: `reason` of a request that ended well.
+NO_REASON = "none"
+CLIENT_GONE = "CLIENT_GONE"
+CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """What was asked, as the rest of the edge needs it."""
+
+    request_id: str
+    route: EngineRoute
+    query: bytes
+    #: The headers that the engine gets.
+    headers: list[tuple[bytes, bytes]]
+    traceparent: str
+    started_at: float
+    model: str | None = None
+    body: bytes = b""
+    key_id: str = ""
+    user: str = ""
+    #: `x-request-id` and `x-ratelimit-*`, on every answer.
+    answer_headers: HeaderList = field(default_factory=list)
+
+
+def log_request(
+    request: RequestFacts,
+    status: int,
+    duration_s: float,
+    *,
+    reason: str,
+    ttft_s: float | None = None,
+    host: str = "",
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+    limit: str = "",
+    attempt: int = 0,
+) -> None:
+    """The canonical line of a request."""
+    log_fields(
+        log,
+        "request",
+        {
+            "request_id": request.request_id,
+            "key_id": request.key_id,
+            "user": request.user,
+            "route": request.route.name,
+            "model": request.model,
+            "host": host,
+            "status": status,
+            "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 2),
+            "duration_ms": round(duration_s * 1000, 2),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "reason": "" if reason == NO_REASON else reason,
+            "limit": limit,
+            "attempt": attempt,
+        },
+    )
