@@ -28,6 +28,7 @@ from vllm_proxy.edge.host_session import HostSession
 from vllm_proxy.edge.hosts import Hosts
 from vllm_proxy.edge.metrics import EdgeMetrics
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, NO_REASON, RequestFacts, log_request
+from vllm_proxy.edge.request_body import MAX_UINT32
 from vllm_proxy.edge.response_head import response_head
 from vllm_proxy.edge.response_writer import ClientConnection, ResponseWriter, Send, Spawn
 
@@ -278,7 +279,7 @@ class Exchange:
             headers=[engine_pb2.Header(name=name, value=value) for name, value in request.headers],
             model=request.model or "",
             traceparent=request.traceparent,
-            timeout_ms=max(1, int(left_s * 1000)),
+            timeout_ms=min(max(1, int(left_s * 1000)), MAX_UINT32),
             key_id=request.key_id,
         )
         self._session = session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, MutableMapping
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.api.engine.v1 import engine_pb2_grpc
 from vllm_proxy.common.settings import Grpc
 from vllm_proxy.edge.session_link import SessionLink
+
+log = logging.getLogger(__name__)
 
 MAX_PIECE_BYTES = 256 * 1024
 #: A batch stops growing here; one more piece and the small frames still fit in 1 MiB.
@@ -163,7 +166,10 @@ class HostSession:
             self._welcome(message)
         for head in message.heads:
             if (sink := streams.get(head.stream_id)) is not None:
-                sink.head(head.status, [(header.name, header.value) for header in head.headers])
+                try:
+                    sink.head(head.status, [(header.name, header.value) for header in head.headers])
+                except Exception:
+                    self._fault(head.stream_id)
         ends = message.ends
         ending = {end.stream_id for end in ends} if ends else ()
         for stream_id, data, prompt_tokens, completion_tokens in zip(
@@ -174,7 +180,10 @@ class HostSession:
             strict=True,
         ):
             if (sink := streams.get(stream_id)) is not None:
-                sink.deliver(data, prompt_tokens, completion_tokens, stream_id not in ending)
+                try:
+                    sink.deliver(data, prompt_tokens, completion_tokens, stream_id not in ending)
+                except Exception:
+                    self._fault(stream_id)
         for end in ends:
             sink = streams.pop(end.stream_id, None)
             if sink is None:
@@ -182,7 +191,10 @@ class HostSession:
                 self._link.wake_within(ACK_DELAY_S)
             else:
                 self._load[self.name] = len(streams)
-                sink.ended(end)
+                try:
+                    sink.ended(end)
+                except Exception:
+                    log.exception("request failed at its end", extra={"host": self.name})
 
     def lost(self) -> None:
         was_connected, self.connected = self.connected, False
@@ -198,6 +210,17 @@ class HostSession:
             self._on_change()
         for sink in streams.values():
             sink.lost()
+
+    def _fault(self, stream_id: int) -> None:
+        """One request's fault must not cost the others their stream."""
+        log.exception("request failed", extra={"host": self.name})
+        self.cancel(stream_id)
+        sink = self._streams.pop(stream_id)
+        self._load[self.name] = len(self._streams)
+        try:
+            sink.lost()
+        except Exception:
+            log.exception("request failed at its end", extra={"host": self.name})
 
     def _welcome(self, message: Any) -> None:
         self.connected = True

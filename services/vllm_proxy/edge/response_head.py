@@ -36,4 +36,5 @@ def response_head(status: int, engine_headers: HeaderList, own_headers: HeaderLi
         kept.append((b"x-accel-buffering", b"no"))
         if b"cache-control" not in named:
             kept.append((b"cache-control", b"no-cache"))
-    return ResponseHead(status, kept, is_event_stream, int(named.get(b"content-length", b"-1")))
+    length = named.get(b"content-length", b"")
+    return ResponseHead(status, kept, is_event_stream, int(length) if length.isdigit() else -1)

@@ -356,6 +356,21 @@ async def test_shutdown_ends_a_stream_visibly() -> None:
     assert not bench.context.running
 
 
+async def test_long_timeouts_fit_the_envelope() -> None:
+    bench = Bench("a", request_timeout_s=1e9)
+    bench.exchange.begin()
+    assert bench.sessions[0].started[0][1].timeout_ms == 2**32 - 1
+
+
+async def test_length_that_is_no_number_is_the_clients_to_judge() -> None:
+    bench = Bench("a")
+    bench.exchange.begin()
+    bench.exchange.head(200, [(b"content-length", b"some")])
+    bench.exchange.deliver(b"{}", 7, 3, False)
+    bench.end()
+    assert bench.client.body == b"{}"
+
+
 async def test_server_that_refuses_a_message_ends_the_request() -> None:
     bench = Bench("a")
 

@@ -165,6 +165,23 @@ async def test_message_that_makes_no_sense_costs_the_stream_not_the_worker() -> 
         await eventually(lambda: peer.sessions == 2 and session.connected)
 
 
+async def test_fault_of_one_request_costs_no_other() -> None:
+    class Faulty(Sink):
+        def deliver(self, *_: Any) -> None:
+            raise RuntimeError("a fault of ours")
+
+    async with session_and_peer() as (session, peer, load):
+        faulty, well = Faulty(), Sink()
+        ids = [session.start(sink, envelope(), b"", 100) for sink in (faulty, well)]
+        await eventually(lambda: any(message.starts for message in peer.read))
+        await peer.say(data_stream_ids=ids, data=[b"x", b"y"], data_prompt_tokens=[1, 1], data_completion_tokens=[1, 1])
+        await eventually(lambda: well.events)
+        assert faulty.events == [("lost",)]
+        assert well.events == [("data", b"y", 1, 1, True)]
+        await eventually(lambda: any(message.cancels for message in peer.read))
+        assert (peer.sessions, load) == (1, {"h": 1})
+
+
 async def test_finish_sends_what_is_queued_and_closes_in_order() -> None:
     async with session_and_peer() as (session, peer, _):
         stream_id = session.start(Sink(), envelope(), b"", 100)
