@@ -40,7 +40,7 @@ stop-%: ## Stops one service
 	@scripts/stop.sh $*
 
 status: ## Says what runs, since when, and where its log is
-	@scripts/proxyctl.sh status
+	@scripts/proxyctl.sh status || test $$? -eq 3
 
 logs: ## Follows a service's log: make logs SERVICE=edge (auth, router, engine-vllm, vllm, supervisord, all)
 	@scripts/proxyctl.sh logs "$(SERVICE)" --lines "$(LINES)"

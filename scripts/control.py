@@ -16,7 +16,7 @@ from scripts import process_table
 from scripts.log_follow import FollowedLog
 from scripts.log_follow import follow as follow_files
 from scripts.make_demo_model import DEMO_MODEL
-from scripts.readiness import StartFailed, wait_ready
+from scripts.readiness import LogMarks, StartFailed, wait_ready
 from scripts.show import log_files, show_welcome
 from scripts.supervisor_client import State, Supervisor, SupervisorError
 from scripts.supervisor_config import CODE_ROOT, Program, environment_python, programs, render
@@ -60,12 +60,13 @@ class Services:
         self._check_environments(wanted)
         self._make_demo_model(wanted)
         began_at = time.monotonic()
+        marks = LogMarks(self._loaded, wanted)
         auth_words = FollowedLog(log_files(self._loaded, self.programs, "auth")["auth"], from_end=True)
         started: list[Program] = []
         try:
             self._start(wanted, started)
             if wait or follow:
-                wait_ready(self._loaded, self._supervisor, wanted, timeout_s)
+                wait_ready(self._loaded, self._supervisor, wanted, marks, timeout_s)
                 show_welcome(self._loaded, wanted, auth_words, time.monotonic() - began_at)
             if follow:
                 self._follow(started)

@@ -34,7 +34,8 @@ CAUSES = (
     (r"out of memory|OutOfMemory|Cannot allocate", "memory is too small for the model; try a smaller one"),
     (r"Available memory on node|No available memory for the cache|larger than the available KV cache",
      "memory is too small for the KV cache; lower --max-model-len or --kv-cache-memory-bytes"),
-    (r"is not a valid model identifier|Repository Not Found|is not a local folder|LocalEntryNotFound|OfflineMode",
+    (r"is not a valid model identifier|Repository Not Found|is not a local folder|LocalEntryNotFound|OfflineMode"
+     r"|couldn't connect to 'https://huggingface",
      "no such model, here or on the Hub (or the Hub cannot be reached)"),
     (r"gated repo|401 Client Error", "the model's owner wants a login: set HF_TOKEN"),
     (r"does not support LoRA", "this model takes no LoRA adapters: set vllm.lora.enabled: false in config.yaml"),
@@ -42,6 +43,26 @@ CAUSES = (
     (r"No space left", "the disk is full"),
     (r"No module named", "the environment is not complete: rm -rf .venv, then make run"),
 )  # fmt: skip
+
+
+class LogMarks:
+    """How long logs are before a start: what they say after is about it."""
+
+    def __init__(self, loaded: LoadedSettings, programs: Sequence[Program]) -> None:
+        self._root = loaded.root
+        self._sizes = {path: _size(loaded.root / path) for program in programs for path in logs_of(loaded, program)}
+
+    def new_text(self, path: Path) -> str:
+        """The end of what was added since. A log that was rotated meanwhile is new as a whole."""
+        size = _size(self._root / path)
+        mark = self._sizes.get(path, 0)
+        begin = mark if mark <= size else 0
+        try:
+            with (self._root / path).open("rb") as file:
+                file.seek(max(begin, size - TAIL_BYTES))
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
 
 
 class StartFailed(Exception):
@@ -53,11 +74,14 @@ class Stopped(Exception):
 
 
 def wait_ready(
-    loaded: LoadedSettings, supervisor: Supervisor, wanted: Sequence[Program], timeout_s: float | None = None
+    loaded: LoadedSettings,
+    supervisor: Supervisor,
+    wanted: Sequence[Program],
+    marks: LogMarks,
+    timeout_s: float | None = None,
 ) -> None:
     """Returns when all of `wanted` answer. Raises StartFailed, Stopped or TimeoutError."""
     started_at = time.monotonic()
-    since = time.time()
     progress = _Progress()
     deaths = _Deaths(supervisor)
     waiting = list(wanted)
@@ -70,9 +94,9 @@ def wait_ready(
             if not supervisor.is_running():
                 raise Stopped
             if (failed := deaths.fatal(waiting)) is not None:
-                raise StartFailed(explain(loaded, failed))
+                raise StartFailed(explain(loaded, failed, marks))
             first = waiting[0]
-            log = awaited_log(loaded, first, since)
+            log = awaited_log(loaded, first, marks)
             elapsed_s = time.monotonic() - started_at
             progress.show(first.name, f"{elapsed_s:4.0f} s  waiting for {first.name}{log}")
             if timeout_s is not None and elapsed_s > timeout_s:
@@ -97,30 +121,35 @@ def is_ready(program: Program, serves_models: bool = True) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def explain(loaded: LoadedSettings, program: Program) -> str:
+def explain(loaded: LoadedSettings, program: Program, marks: LogMarks) -> str:
     """Why a service does not start, from its log and its engine's output."""
-    log = loaded.settings.logs.dir / program.log_names[0]
-    outputs = [path for path in (_engine_output(loaded, program), log) if path is not None]
-    text = "\n".join(_tail(loaded.root / path) for path in outputs)
+    logs = logs_of(loaded, program)
+    text = "\n".join(map(marks.new_text, logs))
     cause = next((cause for pattern, cause in CAUSES if re.search(pattern, text)), None)
     return "\n".join(
         [
             f"{program.name} cannot start.",
-            *(f"  | {line}" for line in _errors(_tail(loaded.root / log))[-3:]),
+            *(f"  | {line}" for line in _errors(marks.new_text(logs[-1]))[-3:]),
             *([f"  likely cause: {cause}"] if cause else []),
-            f"  log: {', '.join(str(path) for path in outputs)}",
+            f"  log: {', '.join(map(str, logs))}",
         ]
     )
 
 
-def awaited_log(loaded: LoadedSettings, program: Program, since: float) -> str:
-    """Where to look meanwhile, and the newest line there."""
-    path = _engine_output(loaded, program) or loaded.settings.logs.dir / program.log_names[0]
-    newest = ""
-    if program.engine and (loaded.root / path).exists() and (loaded.root / path).stat().st_mtime >= since:
-        lines = [line for line in re.split(r"[\r\n]+", _tail(loaded.root / path)) if line.strip()]
-        newest = f": {lines[-1].rpartition('] ')[2].strip()[:70]}" if lines else ""
+def awaited_log(loaded: LoadedSettings, program: Program, marks: LogMarks) -> str:
+    """Where to look meanwhile and, for an engine, the newest line there."""
+    path = logs_of(loaded, program)[0]
+    lines = [line for line in re.split(r"[\r\n]+", marks.new_text(path)) if line.strip()]
+    newest = f": {lines[-1].rpartition('] ')[2].strip()[:70]}" if lines and program.engine else ""
     return f" ({path}{newest})"
+
+
+def logs_of(loaded: LoadedSettings, program: Program) -> list[Path]:
+    """Relative to the root: its engine's own output, if there is one, and its log."""
+    settings = loaded.settings
+    section = {"vllm": settings.vllm, "sglang": settings.sglang}.get(program.engine or "")
+    output = [section.log_file] if section is not None and section.launch_mode != "attached" else []
+    return [*output, settings.logs.dir / program.log_names[0]]
 
 
 class _Deaths:
@@ -172,12 +201,6 @@ class _Progress:
             print("\r\x1b[K", end="", flush=True)
 
 
-def _engine_output(loaded: LoadedSettings, program: Program) -> Path | None:
-    settings = loaded.settings
-    section = {"vllm": settings.vllm, "sglang": settings.sglang}.get(program.engine or "")
-    return section.log_file if section is not None and section.launch_mode != "attached" else None
-
-
 def _errors(text: str) -> list[str]:
     """What a service's JSON log says went wrong, and lines that are not JSON (a crash before the log began)."""
     found = []
@@ -196,13 +219,11 @@ def _errors(text: str) -> list[str]:
     return found
 
 
-def _tail(path: Path) -> str:
+def _size(path: Path) -> int:
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
+        return path.stat().st_size
     except OSError:
-        return ""
+        return 0
 
 
 def _http_status(url: str) -> int | None:

@@ -109,7 +109,7 @@ def _row(process: ProcessState | None, program: Program, log: Path, answers: boo
     if process is None or not process.is_up:
         state = "stopped" if process is None or process.state == "STOPPED" else process.state.lower()
         return f"{program.name:<16} {state:<10} {'-':>8} {'-':>9}  {log}"
-    state = "serving" if answers else "starting" if process.state != "STOPPING" else "stopping"
+    state = "serving" if answers else "not ready" if process.state != "STOPPING" else "stopping"
     up_s = max(0, int(time.time()) - process.started_at)
     up = f"{up_s // 3600}:{up_s // 60 % 60:02}:{up_s % 60:02}"
     return f"{process.name:<16} {state:<10} {process.pid:>8} {up:>9}  {log}"
