@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 CONFIG ?= config/config.yaml
 MODEL ?=
 SERVICE ?= all
-LINES ?= 100
+TAIL ?= 100
 
 GATEWAY := .venv/gateway/bin/python
 ENGINE := .venv/vllm/bin/python
@@ -43,7 +43,7 @@ status: ## Says what runs, since when, and where its log is
 	@scripts/proxyctl.sh status || test $$? -eq 3
 
 logs: ## Follows a service's log: make logs SERVICE=edge (auth, router, engine-vllm, vllm, supervisord, all)
-	@scripts/proxyctl.sh logs "$(SERVICE)" --lines "$(LINES)"
+	@scripts/proxyctl.sh logs "$(SERVICE)" --lines "$(TAIL)"
 
 ## Models
 demo-model: ## Makes the demo model (models/smollm2-135m-instruct)

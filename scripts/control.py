@@ -75,6 +75,8 @@ class Services:
             raise
         except KeyboardInterrupt:
             if not follow:
+                if started:
+                    print("\nleft as it is, in the background: see make status, make stop", flush=True)
                 raise
             self._stop_started(started)
         finally:
@@ -267,7 +269,8 @@ class Services:
 def _interrupt_noted() -> Iterator[threading.Event]:
     """Within it, Ctrl-C and SIGTERM set an event instead of raising: a stop must not be left half done."""
     noted = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, lambda *_: noted.set())
     try:

@@ -33,7 +33,8 @@ MODEL_FLAGS_ON_CPU = ("--kv-cache-memory-bytes", "2G", "--max-num-seqs", "32", "
 def main() -> int:
     args = _parse()
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         loaded, overrides = _load(args)
         enter_root(loaded)
