@@ -267,9 +267,12 @@ class RequestStream:
                     if self.has_data:
                         self._announce()
                     await self._credit()
-            if not message.get("more_body", False):
+            if not message.get("more_body", False) and not self._disconnected:
                 self._complete = True
                 self._inbound.set()
+                # Here, not when the application returns: so the end shares the message of the last bytes, and a
+                # client that saw its answer's end finds its concurrency slot free.
+                self._end(auth_pb2.OUTCOME_FINISHED, None)
         elif message["type"] == "http.response.start":
             self.status = message["status"]
             self.head = pb.HeadFrame(stream_id=self.stream_id, status=self.status)
@@ -304,11 +307,19 @@ class RequestStream:
             fault = e
             if self._stop is None:
                 # The process is ending: nobody will ask for the rest.
-                self._end(auth_pb2.OUTCOME_CANCELLED, None)
+                if not self.ended:
+                    self._end(auth_pb2.OUTCOME_CANCELLED, None)
                 raise
         except Exception as e:
             fault = e
-        self._end(*self._result(fault))
+        if not self.ended:
+            self._end(*self._result(fault))
+        elif fault is not None:
+            log.error(
+                "the engine's application failed after its answer",
+                exc_info=fault,
+                extra={"request_id": self.request_id},
+            )
 
     def _result(self, fault: BaseException | None) -> tuple[auth_pb2.Outcome, ServiceError | None]:
         if self._stop is not None:
@@ -317,8 +328,6 @@ class RequestStream:
             return auth_pb2.OUTCOME_FAILED, EngineFailed()
         if isinstance(fault, ServiceError):
             return auth_pb2.OUTCOME_FAILED, fault
-        if fault is None and self._complete:
-            return auth_pb2.OUTCOME_FINISHED, None
         error_id = secrets.token_hex(4)
         log.error(
             "the engine's application failed" if fault else "the engine's application ended without an answer",
