@@ -68,7 +68,7 @@ check: ## Format, lint, types, protos, unit tests: what one runs while writing
 test: ## Everything that needs no GPU: make check, then integration tests and the real engine
 	@scripts/install.sh dev demo
 	@$(MAKE) check
-	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration
+	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration tests/conformance
 	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
 	@scripts/phase.sh "engine tests (the real vLLM)" $(GATEWAY) -m pytest -q tests/engine
 

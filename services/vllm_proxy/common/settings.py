@@ -174,8 +174,6 @@ class Edge(Section):
     drain_notice_s: Annotated[float, Field(ge=0)] = 0
     """How long /health says 503 before the listener closes, so that balancers see it."""
     keep_alive_timeout_s: PositiveSeconds = 75
-    trusted_proxies: list[str] = ["127.0.0.1", "::1"]
-    """Addresses whose X-Forwarded-For is believed."""
 
 
 class Auth(Section):
