@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scripts import process_table
-from scripts.log_follow import FollowedLog
 from scripts.log_follow import follow as follow_files
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import LogMarks, StartFailed, wait_ready
@@ -61,13 +60,13 @@ class Services:
         self._make_demo_model(wanted)
         began_at = time.monotonic()
         marks = LogMarks(self._loaded, wanted)
-        auth_words = FollowedLog(log_files(self._loaded, self.programs, "auth")["auth"], from_end=True)
+        keys_are_new = not (self._loaded.root / self._settings.api_keys_file).exists()
         started: list[Program] = []
         try:
             self._start(wanted, started)
             if wait or follow:
                 wait_ready(self._loaded, self._supervisor, wanted, marks, timeout_s)
-                show_welcome(self._loaded, wanted, auth_words, time.monotonic() - began_at)
+                show_welcome(self._loaded, wanted, keys_are_new, time.monotonic() - began_at)
             if follow:
                 self._follow(started)
         except StartFailed:
@@ -79,8 +78,6 @@ class Services:
                     print("\nleft as it is, in the background: see make status, make stop", flush=True)
                 raise
             self._stop_started(started)
-        finally:
-            auth_words.close()
         return 0
 
     def _start(self, wanted: Sequence[Program], started: list[Program]) -> None:

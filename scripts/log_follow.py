@@ -14,9 +14,7 @@ POLL_S = 0.25
 class FollowedLog:
     """One file. It may not be there yet, be moved away and begun anew, or be cut off."""
 
-    def __init__(self, path: Path, from_bytes: int = 0, from_end: bool = False) -> None:
-        if from_end:
-            from_bytes = _offset_of_last(path, 0)
+    def __init__(self, path: Path, from_bytes: int = 0) -> None:
         self._path = path
         self._partial = b""
         self._file: BinaryIO | None = None

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.log_follow import FollowedLog, follow
+from scripts.log_follow import follow
 from scripts.readiness import is_ready
 from scripts.supervisor_client import ProcessState, Supervisor
 from scripts.supervisor_config import Program, edge_url
@@ -17,21 +17,18 @@ from scripts.supervisor_config import Program, edge_url
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
 
 DEFAULT_KEY = "sk-default-key-change-me"
-#: How a line of the auth service begins that shows a new key, which happens once.
-SHOWN_ONCE = "=== "
 
 
-def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], auth_words: FollowedLog, seconds: float) -> None:
-    """How to talk to what was started. `auth_words`: what the auth service has said since."""
-    for line in auth_words.new_lines():
-        if line.startswith(SHOWN_ONCE):
-            print(line)
+def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], keys_are_new: bool, seconds: float) -> None:
+    """How to talk to what was started. `keys_are_new`: this start made the keys file."""
     if not any(program.name == "edge" for program in wanted):
         print(f"up after {seconds:.0f} s: {', '.join(program.name for program in wanted)}", flush=True)
         return
     keys_file = loaded.settings.api_keys_file
     url = edge_url(loaded.settings)
-    key = _first_key(loaded.root / keys_file)
+    keys = _keys(loaded.root / keys_file)
+    key = _first_key(keys)
+    admin_key = next((key for key, user in keys if user == "admin"), "") if keys_are_new else ""
     model = _first_model(url, key)
     # A key of the user's own is not printed: terminals are recorded.
     shown_key, where = (key, f"(replace it: {keys_file})") if key == DEFAULT_KEY else ("$KEY", f"(one of {keys_file})")
@@ -41,6 +38,7 @@ def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], auth_words: 
         f"\nvLLM Proxy is up after {seconds:.0f} s",
         f"  URL    {url}/v1",
         f"  Key    {shown_key} {where}",
+        *([f"  Admin  {admin_key} (shown this once; it is in {keys_file})"] if admin_key else []),
         f"  Model  {model or 'none: see make status'}",
         "\nTry it:",
         f"  curl {url}/v1/chat/completions \\",
@@ -115,14 +113,19 @@ def _row(process: ProcessState | None, program: Program, log: Path, answers: boo
     return f"{process.name:<16} {state:<10} {process.pid:>8} {up:>9}  {log}"
 
 
-def _first_key(path: Path) -> str:
-    """The default key if it is still there, else the first that is enabled; empty if only hashes are."""
+def _keys(path: Path) -> list[tuple[str, str]]:
+    """(key, user) of the enabled entries that are not declared by their hash alone."""
     try:
-        rows = [row for row in json.loads(path.read_text())["keys"] if row.get("enabled", True) and row.get("key")]
+        rows = json.loads(path.read_text())["keys"]
+        return [(str(r["key"]), str(r.get("user", ""))) for r in rows if r.get("enabled", True) and r.get("key")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""
-    keys = [str(row["key"]) for row in rows]
-    return DEFAULT_KEY if DEFAULT_KEY in keys else next(iter(keys), "")
+        return []
+
+
+def _first_key(keys: Sequence[tuple[str, str]]) -> str:
+    """The default key if it is still there, else the first; empty if there is none."""
+    names = [key for key, _ in keys]
+    return DEFAULT_KEY if DEFAULT_KEY in names else next(iter(names), "")
 
 
 def _first_model(url: str, key: str) -> str:

@@ -126,7 +126,10 @@ def warn_about_keys(path: Path, ring: KeyRing) -> None:
 
 
 def create_if_missing(path: Path) -> None:
-    """Writes the first keys file, 0600, whole or not at all, and shows its admin key once on standard error."""
+    """Writes the first keys file, 0600, whole or not at all.
+
+    Its admin key is shown once if standard error is a terminal; a log only learns where it is.
+    """
     if path.exists():
         return
     admin_key = f"sk-admin-{secrets.token_urlsafe(24)}"
@@ -148,8 +151,9 @@ def create_if_missing(path: Path) -> None:
         return
     finally:
         Path(temporary).unlink()
-    sys.stderr.write(f"=== vLLM Proxy: admin API key, shown this once (it is in {path}): {admin_key} ===\n")
-    sys.stderr.flush()
+    log.warning("made the first keys file, with a random admin key", extra={"path": str(path)})
+    if sys.stderr.isatty():
+        sys.stderr.write(f"Admin API key, shown this once (it is in {path}): {admin_key}\n")
 
 
 def _parse(entry: Any) -> ApiKey:

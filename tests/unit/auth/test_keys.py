@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import re
@@ -99,13 +100,16 @@ def test_a_missing_file_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_the_first_file_has_the_default_key_and_a_random_admin_key_shown_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "config" / "api_keys.json"
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr", terminal)
     with caplog.at_level(logging.DEBUG):
         create_if_missing(path)
-    (shown,) = re.findall(r"sk-admin-[\w-]{32}", capfd.readouterr().err)
-    assert not caplog.records
+    (shown,) = re.findall(r"sk-admin-[\w-]{32}", terminal.getvalue())
+    assert "sk-" not in caplog.text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     ring = load_keys(path)
     default, admin = ring.find(digest_of(DEFAULT_KEY)), ring.find(digest_of(shown))
@@ -113,7 +117,7 @@ def test_the_first_file_has_the_default_key_and_a_random_admin_key_shown_once(
     assert admin is not None and admin.is_admin and not admin.is_default
     before = path.read_bytes()
     create_if_missing(path)
-    assert path.read_bytes() == before and capfd.readouterr().err == ""
+    assert path.read_bytes() == before and terminal.getvalue().count("sk-admin-") == 1
     assert [child.name for child in path.parent.iterdir()] == ["api_keys.json"]
 
 

@@ -27,7 +27,7 @@ def test_whole_lines_only(path: Path):
 
 
 def test_a_file_that_comes_later(path: Path):
-    log = FollowedLog(path, from_end=True)
+    log = FollowedLog(path)
     assert log.new_lines() == []
     _append(path, "first\n")
     assert log.new_lines() == ["first"]
@@ -47,7 +47,7 @@ def test_rotation_loses_nothing(path: Path):
 
 def test_a_file_that_was_cut_off(path: Path):
     _append(path, "a long line that is there\n")
-    log = FollowedLog(path, from_end=True)
+    log = FollowedLog(path, from_bytes=path.stat().st_size)
     assert log.new_lines() == []
     path.write_text("new\n")
     assert log.new_lines() == ["new"]
