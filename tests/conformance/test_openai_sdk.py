@@ -100,7 +100,7 @@ async def test_over_the_limit(cluster: Cluster, client: openai.AsyncOpenAI) -> N
         stream = await client.chat.completions.create(model="sim", messages=MESSAGES, max_tokens=100_000, stream=True)
         with pytest.raises(openai.RateLimitError) as caught:
             await client.chat.completions.create(model="sim", messages=MESSAGES)
-        assert caught.value.code == "rate_limit_exceeded"
+        assert caught.value.code == "concurrency"
         assert caught.value.response.headers["retry-after"] == "1"
         await stream.close()
         await eventually(lambda: cluster.control.usage(ALICE.user).running == 0, "the slot returned", 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import urllib.request
@@ -14,11 +13,11 @@ from typing import Any
 
 import httpx
 import yaml
-from tests.support.process import ServiceProcess
+from tests.support.process import ENGINE_PYTHON, ServiceProcess
 from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv/vllm/bin/python"))
+PYTHON = ENGINE_PYTHON
 MODEL = ROOT / "models/smollm2-135m-instruct"
 ADAPTERS = ROOT / "adapters"
 BASE = "smol"
@@ -27,15 +26,21 @@ STOP_DEADLINE_S = 30.0
 QUESTION = "What is the capital of France?"
 
 
+def require_model() -> Path:
+    """The folder of the two adapters; fails the test if they, the model or vLLM are not there."""
+    for path in (PYTHON, MODEL, ADAPTERS / "pirate", ADAPTERS / "robot"):
+        assert path.exists(), f"{path} is missing: run `make install demo-lora`"
+    return ADAPTERS
+
+
 class RunningEngine:
     """Starts in a folder of its own, with the adapters copied to `adapters/`."""
 
     def __init__(self, **settings: Any) -> None:
-        for path in (PYTHON, MODEL, ADAPTERS / "pirate", ADAPTERS / "robot"):
-            assert path.exists(), f"{path} is missing: run `make install demo-lora`"
+        adapters = require_model()
         self.root = Path(tempfile.mkdtemp(prefix="vpe-", dir="/tmp"))
         self.log_file = self.root / "logs/vllm.log"
-        shutil.copytree(ADAPTERS, self.root / "adapters")
+        shutil.copytree(adapters, self.root / "adapters")
         (self.root / "lora_cache").mkdir()
         (self.root / "config").mkdir()
         self._write_config(settings)
@@ -90,10 +95,12 @@ class RunningEngine:
 
     def engine_pids(self) -> list[int]:
         """The processes that carry this host's mark: vLLM's cores, workers and their helpers."""
-        return _pids_marked(f"VLLM_PROXY_ENGINE_OWNER={self.process.pid}:")
+        return pids_of_engine(self.process.pid)
 
 
-def _pids_marked(prefix: str) -> list[int]:
+def pids_of_engine(host_pid: int) -> list[int]:
+    """The processes that carry the mark of this engine host."""
+    prefix = f"VLLM_PROXY_ENGINE_OWNER={host_pid}:"
     found = []
     for entry in Path("/proc").iterdir():
         try:

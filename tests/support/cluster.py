@@ -1,4 +1,4 @@
-"""All services together as processes of their own, over the simulated engine."""
+"""All services together as processes of their own, over simulated engines or the real vLLM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.process import ServiceProcess
+from tests.support.process import ENGINE_PYTHON, START_DEADLINE_S, ServiceProcess
 from tests.support.site import ADMIN, ALICE, BOB, DEFAULT_KEYS, DISABLED, HEALTH_TIMEOUT_S, ApiKey, Site
 from tests.support.wait import wait_until
 
@@ -18,6 +18,7 @@ __all__ = ["ADMIN", "ALICE", "BOB", "DEFAULT_KEYS", "DISABLED", "ApiKey", "Clust
 
 STOP_DEADLINE_S = 5.0
 LISTEN_BACKLOG = 2048
+ENGINE_START_DEADLINE_S = 240.0
 
 
 class Cluster(Site):
@@ -43,12 +44,7 @@ class Cluster(Site):
         self._environment = dict(environment or {})
         self.auth = self._grpc_service("auth", "vllm_proxy.auth", self.address("auth"))
         self.router = self._grpc_service("router", "vllm_proxy.router", self.address("router"))
-        self.hosts = {
-            name: self._grpc_service(
-                f"engine-{name}", "vllm_proxy.engine_host", self.host_address(name), "--name", name
-            )
-            for name in hosts
-        }
+        self.hosts = {name: self._host(name) for name in hosts}
         self.edges = [self._edge(number) for number in range(workers)]
 
     @property
@@ -69,8 +65,10 @@ class Cluster(Site):
         """Starts everything at once and waits until the edge says that it can serve."""
         for service in self.services:
             service.start()
-        with ThreadPoolExecutor(len(self.services)) as pool:
-            list(pool.map(lambda service: service.wait_healthy(), self.services))
+        # Engine hosts first: until one serves, the edge is not healthy.
+        for services in (self.hosts.values(), (self.auth, self.router, *self.edges)):
+            with ThreadPoolExecutor(len(services)) as pool:
+                list(pool.map(lambda service: service.wait_healthy(), services))
         self.wait_serving(len(self.hosts))
         return self
 
@@ -104,6 +102,21 @@ class Cluster(Site):
 
     def logs(self, lines: int = 40) -> str:
         return "\n".join(f"--- {service.name}\n{service.log_tail(lines)}" for service in self.services)
+
+    def _host(self, name: str) -> ServiceProcess:
+        arguments = ("vllm_proxy.engine_host", "--config", str(self.config_path), "--name", name)
+        real = self.config["engine_hosts"][name]["engine"] != "sim"
+        target = self.host_address(name)
+        return ServiceProcess(
+            f"engine-{name}",
+            [str(ENGINE_PYTHON), "-m", *arguments] if real else ServiceProcess.python_module(*arguments),
+            cwd=self.root,
+            log_path=self.root / "logs" / f"engine-{name}.log",
+            is_healthy=lambda: _grpc_serving(target),
+            # A real engine runs as it is installed, entry points included.
+            environment={**self._environment, "PYTHONPATH": ""} if real else self._environment,
+            start_deadline_s=ENGINE_START_DEADLINE_S if real else START_DEADLINE_S,
+        )
 
     def _grpc_service(self, name: str, module: str, target: str, *arguments: str) -> ServiceProcess:
         return ServiceProcess(

@@ -18,6 +18,8 @@ from tests.support.wait import wait_until
 START_DEADLINE_S = 30.0
 STOP_DEADLINE_S = 20.0
 SERVICES_ROOT = Path(__file__).parents[2] / "services"
+#: vLLM's own environment.
+ENGINE_PYTHON = Path(os.environ.get("VLLM_PYTHON", SERVICES_ROOT.parent / ".venv/vllm/bin/python"))
 
 
 class ServiceProcess:
@@ -36,6 +38,7 @@ class ServiceProcess:
         is_healthy: Callable[[], bool],
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        start_deadline_s: float = START_DEADLINE_S,
     ) -> None:
         self.name = name
         self.log_path = log_path
@@ -44,6 +47,7 @@ class ServiceProcess:
         self._is_healthy = is_healthy
         self._environment = {**os.environ, "PYTHONPATH": str(SERVICES_ROOT), **(environment or {})}
         self._pass_fds = tuple(pass_fds)
+        self._start_deadline_s = start_deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         #: CPU time of earlier starts, so that cpu_seconds never goes back.
         self._cpu_s_before = 0.0
@@ -67,7 +71,7 @@ class ServiceProcess:
                 pass_fds=self._pass_fds,
             )
 
-    def wait_healthy(self, deadline_s: float = START_DEADLINE_S) -> None:
+    def wait_healthy(self, deadline_s: float | None = None) -> None:
         """Raises AssertionError with the end of the log if it ends or is not healthy in time."""
 
         def healthy() -> bool:
@@ -76,7 +80,7 @@ class ServiceProcess:
             return self._is_healthy()
 
         try:
-            wait_until(healthy, f"{self.name} healthy", deadline_s)
+            wait_until(healthy, f"{self.name} healthy", deadline_s or self._start_deadline_s)
         except AssertionError as e:
             raise AssertionError(f"{e}\n{self.log_tail()}") from None
 

@@ -15,13 +15,17 @@ from vllm_proxy.common.settings import ConfigError, Settings, load_settings
 log = logging.getLogger(__name__)
 
 
-async def watch_settings(path: Path, apply: Callable[[Settings], None], interval_s: float = 1.0) -> None:
-    """Calls `apply` after each change of `path`, until cancelled."""
-    seen = _stamp(path)
+async def watch_settings(path: Path, apply: Callable[[Settings], None], interval_s: float = 0.5) -> None:
+    """Calls `apply` after each change of `path`, until cancelled.
+
+    A file that is being written in place is read once it has kept still for an interval.
+    """
+    seen = before = _stamp(path)
     while True:
         await asyncio.sleep(interval_s)
         stamp = _stamp(path)
-        if stamp == seen:
+        still, before = stamp == before, stamp
+        if stamp == seen or not still:
             continue
         seen = stamp
         try:

@@ -33,16 +33,15 @@ class BodyTooSlow(InvalidRequest):
 
 
 def error_object(error: ServiceError) -> dict[str, Any]:
-    """OpenAI's `{"error": {...}}`. A refusal by a limit also names the limit."""
-    fields: dict[str, Any] = {
-        "message": error.message,
-        "type": error.openai_type,
-        "param": error.metadata.get("param"),
-        "code": error.metadata.get("code", error.openai_code),
+    """OpenAI's `{"error": {...}}`. The code of a refusal by a limit names the limit."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.openai_type,
+            "param": error.metadata.get("param"),
+            "code": error.metadata.get("limit", error.openai_code),
+        }
     }
-    if limit := error.metadata.get("limit"):
-        fields["limit"] = limit
-    return {"error": fields}
 
 
 def error_body(error: ServiceError) -> bytes:

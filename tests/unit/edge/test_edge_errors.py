@@ -59,7 +59,7 @@ def test_a_spent_quota_says_that_waiting_is_no_use() -> None:
 
 def test_a_limit_is_named() -> None:
     _, _, body = error_response(RateLimited("Slow.", metadata={"limit": "tokens_per_minute"}))
-    assert json.loads(body)["error"]["limit"] == "tokens_per_minute"
+    assert json.loads(body)["error"]["code"] == "tokens_per_minute"
 
 
 def test_validation_has_its_own_status() -> None:
