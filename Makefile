@@ -71,6 +71,7 @@ test: ## Everything that needs no GPU: make check, then integration tests and th
 	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration tests/conformance
 	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
 	@scripts/phase.sh "engine tests (the real vLLM)" $(GATEWAY) -m pytest -q tests/engine
+	@scripts/phase.sh "system tests (all services on the real vLLM)" $(GATEWAY) -m pytest -q tests/system
 
 format: ## Formats and fixes what ruff can
 	@scripts/install.sh dev

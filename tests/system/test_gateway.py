@@ -19,6 +19,8 @@ from tests.system.conftest import BASE
 MESSAGES = [{"role": "user", "content": QUESTION}]
 SPEAKERS = {BASE: "base", "pirate": "pirate", "robot": "robot"}
 ANSWERS = 300
+#: Enough to hear who speaks.
+TOKENS = 12
 
 
 def sdk(gateway: Cluster, key: ApiKey = ALICE) -> openai.AsyncOpenAI:
@@ -55,13 +57,13 @@ async def unload(gateway: Cluster, name: str) -> None:
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, **more: Any) -> str:
-    answer = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=24, temperature=0, **more)
+    answer = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=TOKENS, temperature=0, **more)
     return answer.choices[0].message.content or ""
 
 
 async def ask_streamed(client: openai.AsyncOpenAI, model: str) -> str:
     stream = await client.chat.completions.create(
-        model=model, messages=MESSAGES, max_tokens=24, temperature=0, stream=True
+        model=model, messages=MESSAGES, max_tokens=TOKENS, temperature=0, stream=True
     )
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
 
