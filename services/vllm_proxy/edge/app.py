@@ -82,6 +82,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             spawn=lambda coroutine, name: spawn(tasks, coroutine, name),
             clock=time.monotonic,
         )
+        stack.callback(context.metrics.flush)
         draining = False
 
         def channels() -> Mapping[str, grpc.aio.Channel]:
@@ -145,14 +146,16 @@ async def _drain(server: EdgeServer, serving: asyncio.Task[None], context: Excha
 
 
 async def _sweep(context: ExchangeContext) -> None:
-    """Looks at every running request's deadlines: one task instead of a timer for each."""
+    """Looks at every running request's deadlines, one task instead of a timer for each, and publishes the metrics."""
     while True:
         await asyncio.sleep(SWEEP_INTERVAL_S)
         now = context.clock()
         for exchange in tuple(context.running):
             exchange.sweep(now)
         context.hosts.retire_absent()
+        context.metrics.in_flight.set(len(context.running))
         context.metrics.unsettled.set(context.auth.unsettled)
+        context.metrics.flush()
 
 
 def _server_config(app: EdgeApp, config: EdgeConfig) -> uvicorn.Config:

@@ -97,7 +97,7 @@ class InferenceEndpoint:
         except AdmissionRefused as e:
             request.key_id, request.user = e.answer.key_id, e.answer.user
             raise
-        self._context.metrics.admission_s.observe(self._context.clock() - asked_at)
+        self._context.metrics.admission_s.add(self._context.clock() - asked_at)
         request.key_id, request.user = answer.key_id, answer.user
         request.answer_headers += rate_limit_headers(answer)
         return answer.lease_id
@@ -108,7 +108,7 @@ class InferenceEndpoint:
 
     def _finished(self, request: RequestFacts, status: int, reason: str, limit: str = "") -> None:
         """Accounts for a request that never got to a host."""
-        self._context.metrics.requests(request.route.name, str(status), reason).inc()
+        self._context.metrics.requests[request.route.name, status, reason] += 1
         log_request(request, status, self._context.clock() - request.started_at, reason=reason, limit=limit)
 
 

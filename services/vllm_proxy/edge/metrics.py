@@ -1,9 +1,15 @@
-"""Every metric of the edge. With PROMETHEUS_MULTIPROC_DIR set, `render` sums over all workers."""
+"""Every metric of the edge. With PROMETHEUS_MULTIPROC_DIR set, `render` sums over all workers.
+
+Writing a value that processes share costs more than most of a request's other steps, so requests only count in plain
+numbers here, and `flush` moves those into Prometheus' own: every second, before this worker renders, and at its end.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
+from collections import Counter as Tally
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +22,44 @@ MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _LIVE_GAUGE = re.compile(r"gauge_live\w*_(\d+)\.db")
 
 
+class Observations:
+    """What a histogram has not been told yet."""
+
+    __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._bounds = histogram._upper_bounds
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        # prometheus_client has no public way to add more than one observation at once. Its buckets are not cumulative.
+        for bucket, count in enumerate(self._counts):
+            if count:
+                self._histogram._buckets[bucket].inc(count)
+                self._counts[bucket] = 0
+        if self._sum:
+            self._histogram._sum.inc(self._sum)
+            self._sum = 0.0
+
+
 class EdgeMetrics:
-    """One per process; prometheus_client decides at its import whether values are shared between processes."""
+    """One per process; prometheus_client decides at its import whether values are shared between processes.
+
+    Belongs to the event loop, but for `render`.
+    """
 
     def __init__(self) -> None:
+        #: Requests that ended since the last flush, by (route, HTTP status, reason).
+        self.requests: Tally[tuple[str, int, str]] = Tally()
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.retries = 0
         self.registry = registry = CollectorRegistry()
         prefix = "vllm_proxy_edge_"
         self._requests = Counter(
@@ -28,9 +68,9 @@ class EdgeMetrics:
             ["route", "status", "reason"],
             registry=registry,
         )
-        self._tokens = Counter(prefix + "tokens_total", "Tokens that were settled.", ["direction"], registry=registry)
-        self.prompt_tokens = self._tokens.labels("prompt")
-        self.completion_tokens = self._tokens.labels("completion")
+        tokens = Counter(prefix + "tokens_total", "Tokens that were settled.", ["direction"], registry=registry)
+        self._prompt_tokens = tokens.labels("prompt")
+        self._completion_tokens = tokens.labels("completion")
         self.in_flight = Gauge(
             prefix + "requests_in_flight",
             "Inference requests that have not ended.",
@@ -43,8 +83,10 @@ class EdgeMetrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self.retries = Counter(prefix + "retries_total", "Requests that were sent to a second host.", registry=registry)
-        self.admission_s = Histogram(
+        self._retries = Counter(
+            prefix + "retries_total", "Requests that were sent to a second host.", registry=registry
+        )
+        admission_s = Histogram(
             prefix + "admission_duration_seconds",
             "Time that the auth service took to answer.",
             buckets=(0.0005, 0.001, 0.0025, *LATENCY_BUCKETS_S[:11]),
@@ -64,10 +106,28 @@ class EdgeMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        # Label lookups cost more than the increment; the values are few.
-        self.requests = cache(self._requests.labels)
-        self.ttft_s = cache(self._ttft_s.labels)
-        self.duration_s = cache(self._duration_s.labels)
+        self._observations: list[Observations] = []
+        self.admission_s = self._observed(admission_s)
+        #: By route.
+        self.ttft_s = cache(lambda route: self._observed(self._ttft_s.labels(route)))
+        self.duration_s = cache(lambda route: self._observed(self._duration_s.labels(route)))
+
+    def _observed(self, histogram: Histogram) -> Observations:
+        observations = Observations(histogram)
+        self._observations.append(observations)
+        return observations
+
+    def flush(self) -> None:
+        """Moves what was counted into Prometheus' own values."""
+        for (route, status, reason), count in self.requests.items():
+            self._requests.labels(route, str(status), reason).inc(count)
+        self.requests.clear()
+        self._prompt_tokens.inc(self.prompt_tokens)
+        self._completion_tokens.inc(self.completion_tokens)
+        self._retries.inc(self.retries)
+        self.prompt_tokens = self.completion_tokens = self.retries = 0
+        for observations in self._observations:
+            observations.flush()
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format. Reads files when several workers share them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -11,9 +13,10 @@ from vllm_proxy.edge.metrics import EdgeMetrics
 def metrics_router(metrics: EdgeMetrics) -> APIRouter:
     router = APIRouter()
 
-    # Not `async`: it reads files when several workers share their metrics.
     @router.get("/metrics", summary="Prometheus metrics of all edge workers")
-    def read() -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    async def read() -> Response:
+        metrics.flush()
+        # In a thread: it reads files when several workers share their metrics.
+        return Response(await asyncio.to_thread(metrics.render), media_type=CONTENT_TYPE_LATEST)
 
     return router
