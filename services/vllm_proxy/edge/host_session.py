@@ -29,6 +29,9 @@ ACK_DELAY_S = 0.1
 class ResponseSink(Protocol):
     """One request as a host's stream sees it. Nothing here may block or raise."""
 
+    def fill(self, envelope: pb.RequestEnvelope) -> None:
+        """Says what is asked; called once for each `start`, when it is sent."""
+
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
 
     def deliver(self, data: bytes, prompt_tokens: int, completion_tokens: int, more: bool) -> None:
@@ -68,7 +71,8 @@ class HostSession:
         #: Stream ids up to this one belong to streams that broke.
         self._lost_until = 0
         self._streams: dict[int, ResponseSink] = {}
-        self._starts: deque[pb.StartFrame] = deque()
+        #: Stream id, body (its first piece), whether that is all of it, credit.
+        self._starts: deque[tuple[int, bytes, bool, int]] = deque()
         #: Bodies that did not fit into their start: stream id and what is left, taken in turn.
         self._bodies: deque[tuple[int, memoryview]] = deque()
         self._credits: dict[int, int] = {}
@@ -79,21 +83,13 @@ class HostSession:
     def in_flight(self) -> int:
         return len(self._streams)
 
-    def start(self, sink: ResponseSink, envelope: pb.RequestEnvelope, body: bytes, credit_bytes: int) -> int:
+    def start(self, sink: ResponseSink, body: bytes, credit_bytes: int) -> int:
         """Sends a request; its events go to `sink`. Returns its stream id."""
         self._last_id = stream_id = self._last_id + 1
         self._streams[stream_id] = sink
         self._load[self.name] = len(self._streams)
         fits = len(body) <= MAX_PIECE_BYTES
-        self._starts.append(
-            pb.StartFrame(
-                stream_id=stream_id,
-                envelope=envelope,
-                body=body if fits else body[:MAX_PIECE_BYTES],
-                body_complete=fits,
-                credit_bytes=credit_bytes,
-            )
-        )
+        self._starts.append((stream_id, body if fits else body[:MAX_PIECE_BYTES], fits, credit_bytes))
         if not fits:
             self._bodies.append((stream_id, memoryview(body)[MAX_PIECE_BYTES:]))
         self._link.wake()
@@ -133,9 +129,7 @@ class HostSession:
         batch = pb.SessionRequest()
         size = 0
         while self._starts and size < BATCH_BYTES:
-            frame = self._starts.popleft()
-            size += len(frame.body) + START_BYTES
-            batch.starts.append(frame)
+            size += self._fill_start(batch)
         for _ in range(0 if self._starts else len(self._bodies)):
             if size >= BATCH_BYTES:
                 break
@@ -158,6 +152,23 @@ class HostSession:
             batch.end_acks.extend(self._acks[:MAX_CONTROL_FRAMES])
             del self._acks[:MAX_CONTROL_FRAMES]
         return batch
+
+    def _fill_start(self, batch: pb.SessionRequest) -> int:
+        """Adds the next start; returns its size. Nothing is built twice: protobuf copies what is appended."""
+        stream_id, body, complete, credit_bytes = self._starts.popleft()
+        if (sink := self._streams.get(stream_id)) is None:
+            return 0  # It was given up before it was sent.
+        frame = batch.starts.add()
+        frame.stream_id = stream_id
+        frame.body = body
+        frame.body_complete = complete
+        frame.credit_bytes = credit_bytes
+        try:
+            sink.fill(frame.envelope)
+        except Exception:
+            del batch.starts[-1]
+            self._fault(stream_id)
+        return len(body) + START_BYTES
 
     def received(self, message: pb.SessionResponse) -> None:
         """Hands a message's frames to their requests. The path of every token: no awaiting, no tasks."""

@@ -123,7 +123,9 @@ class ScriptedSession:
         self.acked: list[int] = []
         self.forgotten: list[int] = []
 
-    def start(self, sink: Any, envelope: engine_pb2.RequestEnvelope, body: bytes, credit_bytes: int) -> int:
+    def start(self, sink: Any, body: bytes, credit_bytes: int) -> int:
+        envelope = engine_pb2.RequestEnvelope()
+        sink.fill(envelope)
         self.started.append((sink, envelope, body, credit_bytes))
         return len(self.started)
 

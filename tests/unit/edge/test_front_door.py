@@ -89,8 +89,8 @@ class FakeHosts:
 class Answering(ScriptedSession):
     answer = b'{"object":"chat.completion"}'
 
-    def start(self, sink: Any, envelope: Any, body: bytes, credit_bytes: int) -> int:
-        stream_id = super().start(sink, envelope, body, credit_bytes)
+    def start(self, sink: Any, body: bytes, credit_bytes: int) -> int:
+        stream_id = super().start(sink, body, credit_bytes)
         asyncio.get_running_loop().call_soon(self._reply, sink)
         return stream_id
 
@@ -291,7 +291,7 @@ async def test_refusals_keep_status_and_limits(edge: Edge) -> None:
     edge.auth.refusal = RateLimited("Too fast.", retry_after_s=0.5, metadata={"limit": "requests_per_second"})
     response = await edge.http.post("/v1/completions", json=CHAT)
     assert response.status_code == 429
-    assert error_of(response)["limit"] == "requests_per_second"
+    assert error_of(response)["code"] == "requests_per_second"
     assert response.headers["retry-after"] == "1"
     assert response.headers["x-ratelimit-remaining-requests"] == "9"
     edge.auth.refusal = InvalidApiKey()

@@ -23,6 +23,9 @@ class Sink:
     def __init__(self) -> None:
         self.events: list[Any] = []
 
+    def fill(self, envelope: pb.RequestEnvelope) -> None:
+        envelope.lease_id = "l1"
+
     def head(self, status: int, headers: Any) -> None:
         self.events.append(("head", status, headers))
 
@@ -58,15 +61,11 @@ async def session_and_peer() -> AsyncIterator[tuple[HostSession, EnginePeer, dic
             await server.stop(None)
 
 
-def envelope() -> pb.RequestEnvelope:
-    return pb.RequestEnvelope(lease_id="l1", attempt=1)
-
-
 async def test_frames_reach_their_requests() -> None:
     async with session_and_peer() as (session, peer, load):
         one, two = Sink(), Sink()
-        first = session.start(one, envelope(), b"1", 100)
-        second = session.start(two, envelope(), b"2", 100)
+        first = session.start(one, b"1", 100)
+        second = session.start(two, b"2", 100)
         assert load == {"h": 2}
         await eventually(lambda: sum(len(message.starts) for message in peer.read) == 2)
         assert peer.read[0].hello.edge_id == "edge-1"
@@ -87,8 +86,8 @@ async def test_frames_reach_their_requests() -> None:
 async def test_large_bodies_travel_in_pieces_and_take_turns() -> None:
     async with session_and_peer() as (session, peer, _):
         bodies = [bytes([65 + i]) * (3 * MAX_PIECE_BYTES + 17) for i in range(3)]
-        ids = [session.start(Sink(), envelope(), body, 100) for body in bodies]
-        small = session.start(Sink(), envelope(), b"small", 100)
+        ids = [session.start(Sink(), body, 100) for body in bodies]
+        small = session.start(Sink(), b"small", 100)
         await eventually(lambda: sum(body.complete for message in peer.read for body in message.bodies) == 3)
         got = dict.fromkeys(ids, b"")
         order: list[int] = []
@@ -110,7 +109,7 @@ async def test_large_bodies_travel_in_pieces_and_take_turns() -> None:
 
 async def test_credit_is_added_up_and_acks_go_out() -> None:
     async with session_and_peer() as (session, peer, _):
-        stream_id = session.start(Sink(), envelope(), b"", 100)
+        stream_id = session.start(Sink(), b"", 100)
         session.grant(stream_id, 10)
         session.grant(stream_id, 5)
         session.grant(stream_id + 1, 5)
@@ -126,7 +125,7 @@ async def test_credit_is_added_up_and_acks_go_out() -> None:
 async def test_broken_stream_loses_its_requests_and_comes_back() -> None:
     async with session_and_peer() as (session, peer, load):
         sink = Sink()
-        stream_id = session.start(sink, envelope(), b"", 100)
+        stream_id = session.start(sink, b"", 100)
         await eventually(lambda: any(message.starts for message in peer.read))
         peer.break_session()
         await eventually(lambda: sink.events)
@@ -136,7 +135,7 @@ async def test_broken_stream_loses_its_requests_and_comes_back() -> None:
         assert session.incarnation == "h-2"
         session.ack(stream_id)
         again = Sink()
-        other = session.start(again, envelope(), b"", 100)
+        other = session.start(again, b"", 100)
         assert other > stream_id
         await peer.say(ends=[pb.EndFrame(stream_id=other)])
         await eventually(lambda: again.events == [("end", "")])
@@ -148,7 +147,7 @@ async def test_broken_stream_loses_its_requests_and_comes_back() -> None:
 async def test_end_of_a_request_that_was_given_up_is_acknowledged() -> None:
     async with session_and_peer() as (session, peer, _):
         sink = Sink()
-        stream_id = session.start(sink, envelope(), b"", 100)
+        stream_id = session.start(sink, b"", 100)
         session.forget(stream_id)
         await peer.say(ends=[pb.EndFrame(stream_id=stream_id)])
         await eventually(lambda: any(message.end_acks for message in peer.read))
@@ -158,7 +157,7 @@ async def test_end_of_a_request_that_was_given_up_is_acknowledged() -> None:
 async def test_message_that_makes_no_sense_costs_the_stream_not_the_worker() -> None:
     async with session_and_peer() as (session, peer, _):
         sink = Sink()
-        session.start(sink, envelope(), b"", 100)
+        session.start(sink, b"", 100)
         await eventually(lambda: any(message.starts for message in peer.read))
         await peer.say(data_stream_ids=[1], data=[])
         await eventually(lambda: sink.events == [("lost",)])
@@ -172,7 +171,7 @@ async def test_fault_of_one_request_costs_no_other() -> None:
 
     async with session_and_peer() as (session, peer, load):
         faulty, well = Faulty(), Sink()
-        ids = [session.start(sink, envelope(), b"", 100) for sink in (faulty, well)]
+        ids = [session.start(sink, b"", 100) for sink in (faulty, well)]
         await eventually(lambda: any(message.starts for message in peer.read))
         await peer.say(data_stream_ids=ids, data=[b"x", b"y"], data_prompt_tokens=[1, 1], data_completion_tokens=[1, 1])
         await eventually(lambda: well.events)
@@ -182,9 +181,24 @@ async def test_fault_of_one_request_costs_no_other() -> None:
         assert (peer.sessions, load) == (1, {"h": 1})
 
 
+async def test_fault_before_the_start_costs_no_other() -> None:
+    class Faulty(Sink):
+        def fill(self, _: Any) -> None:
+            raise RuntimeError("a fault of ours")
+
+    async with session_and_peer() as (session, peer, load):
+        faulty, well = Faulty(), Sink()
+        session.start(faulty, b"", 100)
+        sent = session.start(well, b"", 100)
+        await eventually(lambda: any(message.starts for message in peer.read))
+        assert [start.stream_id for message in peer.read for start in message.starts] == [sent]
+        assert faulty.events == [("lost",)]
+        assert (peer.sessions, load) == (1, {"h": 1})
+
+
 async def test_finish_sends_what_is_queued_and_closes_in_order() -> None:
     async with session_and_peer() as (session, peer, _):
-        stream_id = session.start(Sink(), envelope(), b"", 100)
+        stream_id = session.start(Sink(), b"", 100)
         session.ack(stream_id)
         session.finish()
         await eventually(lambda: peer.ended == 1)
