@@ -21,6 +21,7 @@ from vllm_proxy.auth.limiter import NS_PER_SECOND
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
 from vllm_proxy.common.errors import InvalidApiKey, InvalidRequest, KeyDisabled, PermissionDenied
+from vllm_proxy.common.logging import log_fields
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Admission:
         if decision.refusal is not None:
             return self._refused(ask, decision)
         if ask.operation is not Operation.INFERENCE:
-            self._metrics.admitted.inc()
+            self._metrics.admissions["admitted", ""] += 1
             return decision
         now_ns = self._clock.now_ns()
         account = self._account(key.digest, now_ns)
@@ -139,12 +140,12 @@ class Admission:
             lease_id, key.digest, ask.owner_id, ask.request_id, ask.model, reserved, self._clock.unix_ms()
         )
         self._open[lease_id] = Lease(*decision.record, expires_ns=now_ns + self._ttl_ns, reservation=reservation)
-        self._metrics.admitted.inc()
+        self._metrics.admissions["admitted", ""] += 1
 
     def _refused(self, ask: Ask, decision: Decision) -> Decision:
         refusal = decision.refusal
         assert refusal is not None
-        self._metrics.admissions.labels(result=refusal.reason.lower(), limit=refusal.limit_name).inc()
+        self._metrics.admissions[refusal.reason.lower(), refusal.limit_name] += 1
         log.info(
             "refused",
             extra={
@@ -224,9 +225,9 @@ class Admission:
         account.charge(by.usage, requests)
         self._closed.add(lease, by, now_ns)
         metrics = self._metrics
-        (metrics.settled if requests else metrics.settlements.labels(result="lapsed")).inc()
-        metrics.prompt_tokens.inc(by.usage.prompt)
-        metrics.completion_tokens.inc(by.usage.completion)
+        metrics.settlements["settled" if requests else "lapsed"] += 1
+        metrics.prompt_tokens += by.usage.prompt
+        metrics.completion_tokens += by.usage.completion
         return self._entry(by, lease.account, lease.request_id, by.usage, requests, closes=True)
 
     def _correct(self, given: Settlement) -> Verdict:
@@ -234,10 +235,10 @@ class Admission:
         one that lapsed."""
         closed = self._closed.get(given.lease_id)
         if closed is None:
-            self._metrics.settlements.labels(result="unknown").inc()
+            self._metrics.settlements["unknown"] += 1
             return Verdict(False)
         if not outranks(given, closed):
-            self._metrics.settlements.labels(result="repeated").inc()
+            self._metrics.settlements["repeated"] += 1
             return Verdict(given.attempt == closed.attempt and given.source is closed.source)
         now_ns = self._clock.now_ns()
         difference = Usage(*(new - old for new, old in zip(given.usage, closed.usage, strict=True)))
@@ -247,7 +248,7 @@ class Admission:
         if account.tokens is not None and difference.charged > 0:
             account.tokens.add(difference.charged, now_ns)
         closed.attempt, closed.source, closed.usage = given.attempt, given.source, given.usage
-        self._metrics.settlements.labels(result="corrected").inc()
+        self._metrics.settlements["corrected"] += 1
         entry = self._entry(given, closed.account, closed.request_id, difference, requests, closes=False)
         return Verdict(True, [entry])
 
@@ -257,9 +258,10 @@ class Admission:
         key = self.keys.find(account)
         user = key.user if key is not None else ""
         if log.isEnabledFor(logging.INFO):
-            log.info(
+            log_fields(
+                log,
                 "settled" if closes else "corrected",
-                extra={
+                {
                     "request_id": request_id,
                     "lease_id": by.lease_id,
                     "key_id": account[:6].hex(),

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 _COMMIT_BUCKETS_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0)
 
 
-class AuthMetrics:
+class AuthMetrics(Collector):
+    """What each request counts is a plain number that a scrape reads; the rest are Prometheus' own."""
+
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.admissions = Counter(
-            "vllm_proxy_auth_admissions_total", "Admissions that were decided.", ["result", "limit"], registry=registry
-        )
-        self.admitted = self.admissions.labels(result="admitted", limit="")
-        self.settlements = Counter(
-            "vllm_proxy_auth_settlements_total", "Settlements by what came of them.", ["result"], registry=registry
-        )
-        self.settled = self.settlements.labels(result="settled")
-        self.tokens = Counter(
-            "vllm_proxy_auth_tokens_total", "Tokens that were charged first time.", ["kind"], registry=registry
-        )
-        self.prompt_tokens = self.tokens.labels(kind="prompt")
-        self.completion_tokens = self.tokens.labels(kind="completion")
+        #: Admissions by result and limit, settlements by what came of them.
+        self.admissions: Tally[tuple[str, str]] = Tally({("admitted", ""): 0})
+        self.settlements: Tally[str] = Tally(settled=0)
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
         self.leases = Gauge("vllm_proxy_auth_open_leases", "Leases that are open.", registry=registry)
         self.keys = Gauge("vllm_proxy_auth_keys", "Keys in force.", registry=registry)
         self.sessions = Gauge("vllm_proxy_auth_sessions", "Sessions that are open.", registry=registry)
@@ -35,3 +34,25 @@ class AuthMetrics:
         self.committed_records = Counter(
             "vllm_proxy_auth_committed_records_total", "Records written to the store.", registry=registry
         )
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For the registry, in whatever thread scrapes it."""
+        admissions = CounterMetricFamily(
+            "vllm_proxy_auth_admissions_total", "Admissions that were decided.", labels=("result", "limit")
+        )
+        for labels, count in self.admissions.copy().items():
+            admissions.add_metric(labels, count)
+        yield admissions
+        settlements = CounterMetricFamily(
+            "vllm_proxy_auth_settlements_total", "Settlements by what came of them.", labels=("result",)
+        )
+        for result, count in self.settlements.copy().items():
+            settlements.add_metric((result,), count)
+        yield settlements
+        tokens = CounterMetricFamily(
+            "vllm_proxy_auth_tokens_total", "Tokens that were charged first time.", labels=("kind",)
+        )
+        tokens.add_metric(("prompt",), self.prompt_tokens)
+        tokens.add_metric(("completion",), self.completion_tokens)
+        yield tokens

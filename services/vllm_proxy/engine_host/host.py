@@ -25,7 +25,8 @@ from vllm_proxy.engine_host.in_flight import STOPPING, InFlight
 from vllm_proxy.engine_host.lora.registry import AdapterRegistry
 from vllm_proxy.engine_host.metrics import HostMetrics
 from vllm_proxy.engine_host.request_record import RequestRecord
-from vllm_proxy.engine_host.stream import RequestStream, usage_of
+from vllm_proxy.engine_host.settlement import End
+from vllm_proxy.engine_host.stream import RequestStream
 
 log = logging.getLogger(__name__)
 
@@ -121,34 +122,35 @@ class EngineHost:
         self.in_flight.add(stream)
         stream.start(self.engine.app)
 
-    def ended(self, stream: RequestStream, edge_id: str) -> auth_pb2.SettleRequest:
+    def ended(self, stream: RequestStream, edge_id: str) -> End:
         """Writes the request's line in the log and its numbers; returns what is to be settled."""
         self.in_flight.remove(stream)
-        envelope = stream.envelope
+        envelope, meter, model = stream.envelope, stream.meter, stream.envelope.model
         route = ENGINE_ROUTES.get((envelope.method, envelope.path))
         record = RequestRecord(
             request_id=envelope.request_id,
             engine_request_id=stream.engine_request_id,
             key_id=envelope.key_id,
-            model=envelope.model,
+            model=model,
             route=route.name if route else "unknown",
             status=stream.status,
             outcome=stream.outcome,
             reason=stream.error.reason if stream.error else "",
-            meter=stream.meter,
+            meter=meter,
             ttft_s=stream.ttft_s,
             duration_s=stream.duration_s,
             edge=edge_id,
         )
         record.write(self.metrics)
-        return auth_pb2.SettleRequest(
-            lease_id=envelope.lease_id,
-            attempt=envelope.attempt,
-            source=auth_pb2.SOURCE_HOST,
-            outcome=stream.outcome,
-            usage=usage_of(stream.meter),
-            model=envelope.model,
-            host=self.name,
+        return End(
+            envelope.lease_id,
+            envelope.attempt,
+            stream.outcome,
+            meter.prompt_tokens,
+            meter.cached_tokens,
+            meter.completion_tokens,
+            model,
+            self.name,
         )
 
     # Adapters.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.metrics import LATENCY_BUCKETS_S
@@ -24,37 +30,61 @@ def outcome_name(outcome: auth_pb2.Outcome) -> str:
     return _OUTCOMES.get(outcome, "unknown")
 
 
-class HostMetrics:
-    """The host's metrics on a registry of their own."""
+class Durations:
+    """A histogram as plain numbers."""
+
+    def __init__(self) -> None:
+        #: One for each bucket, and one for what is above all of them.
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def add(self, duration_s: float) -> None:
+        self._counts[bisect_left(LATENCY_BUCKETS_S, duration_s)] += 1
+        self._sum_s += duration_s
+
+    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+        bounds = (*map(floatToGoString, LATENCY_BUCKETS_S), "+Inf")
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=self._sum_s)
+
+
+class HostMetrics(Collector):
+    """The host's metrics on a registry of their own. What each request counts is a plain number that a scrape reads."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
+        self._requests: Tally[tuple[str, auth_pb2.Outcome, str]] = Tally()
+        self._ttft = Durations()
+        self._duration = Durations()
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+        self._completion_tokens = 0
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry, in whatever thread scrapes it."""
+        requests = CounterMetricFamily(
             f"{_PREFIX}_requests_total",
             "Requests that ended here, by route, outcome and reason of the error table.",
-            ("route", "outcome", "reason"),
-            registry=self.registry,
+            labels=("route", "outcome", "reason"),
         )
-        #: Looking labels up costs as much as counting.
-        self._requests_of: dict[tuple[str, int, str], Counter] = {}
-        self._ttft = Histogram(
+        for (route, outcome, reason), count in self._requests.copy().items():
+            requests.add_metric((route, outcome_name(outcome), reason), count)
+        yield requests
+        yield self._ttft.family(
             f"{_PREFIX}_time_to_first_byte_seconds",
             "From the start of a request here to the first byte of its answer's body.",
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
         )
-        self._duration = Histogram(
-            f"{_PREFIX}_request_duration_seconds",
-            "From the start of a request here to its end.",
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+        yield self._duration.family(
+            f"{_PREFIX}_request_duration_seconds", "From the start of a request here to its end."
         )
-        tokens = Counter(
-            f"{_PREFIX}_tokens_total", "Tokens that the engine counted, by kind.", ("kind",), registry=self.registry
+        tokens = CounterMetricFamily(
+            f"{_PREFIX}_tokens_total", "Tokens that the engine counted, by kind.", labels=("kind",)
         )
-        self._prompt_tokens = tokens.labels("prompt")
-        self._cached_tokens = tokens.labels("cached")
-        self._completion_tokens = tokens.labels("completion")
+        tokens.add_metric(("prompt",), self._prompt_tokens)
+        tokens.add_metric(("cached",), self._cached_tokens)
+        tokens.add_metric(("completion",), self._completion_tokens)
+        yield tokens
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
@@ -74,15 +104,10 @@ class HostMetrics:
         ttft_s: float | None,
         duration_s: float,
     ) -> None:
-        kind = (route, outcome, reason)
-        requests = self._requests_of.get(kind)
-        if requests is None:
-            requests = self._requests_of[kind] = self._requests.labels(route, outcome_name(outcome), reason)
-        requests.inc()
-        self._duration.observe(duration_s)
+        self._requests[route, outcome, reason] += 1
+        self._duration.add(duration_s)
         if ttft_s is not None:
-            self._ttft.observe(ttft_s)
-        self._prompt_tokens.inc(usage.prompt_tokens)
-        if usage.cached_tokens:
-            self._cached_tokens.inc(usage.cached_tokens)
-        self._completion_tokens.inc(usage.completion_tokens)
+            self._ttft.add(ttft_s)
+        self._prompt_tokens += usage.prompt_tokens
+        self._cached_tokens += usage.cached_tokens
+        self._completion_tokens += usage.completion_tokens

@@ -6,13 +6,14 @@ import logging
 from dataclasses import dataclass
 
 from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.common.logging import log_fields
 from vllm_proxy.engine_host.engines.base import UsageMeter
 from vllm_proxy.engine_host.metrics import HostMetrics, outcome_name
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestRecord:
     """The canonical line. Never a prompt, never a key."""
 
@@ -36,9 +37,10 @@ class RequestRecord:
     def write(self, metrics: HostMetrics) -> None:
         meter = self.meter
         metrics.request_ended(self.route, self.outcome, self.reason, meter, self.ttft_s, self.duration_s)
-        log.info(
+        log_fields(
+            log,
             "request",
-            extra={
+            {
                 "request_id": self.request_id,
                 "engine_request_id": self.engine_request_id,
                 "key_id": self.key_id,

@@ -16,7 +16,7 @@ import grpc.aio
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.common.errors import InvalidRequest, ServiceError
-from vllm_proxy.engine_host.settlement import UnacknowledgedEnds
+from vllm_proxy.engine_host.settlement import End, UnacknowledgedEnds
 from vllm_proxy.engine_host.stream import RequestStream
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Host(Protocol):
     def begin(self, stream: RequestStream) -> None:
         """Starts it. Raises what it is refused with."""
 
-    def ended(self, stream: RequestStream, edge_id: str) -> auth_pb2.SettleRequest:
+    def ended(self, stream: RequestStream, edge_id: str) -> End:
         """Accounts for a request that ended; returns what is to be settled."""
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import grpc
 import grpc.aio
@@ -24,13 +25,43 @@ log = logging.getLogger(__name__)
 BATCH = 2000
 
 
+class End(NamedTuple):
+    """What is to be settled for a request that ended."""
+
+    #: Without one there is nothing to settle.
+    lease_id: str
+    attempt: int
+    outcome: auth_pb2.Outcome
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    model: str
+    host: str
+
+    def settlement(self, seq: int) -> auth_pb2.SettleRequest:
+        return auth_pb2.SettleRequest(
+            seq=seq,
+            lease_id=self.lease_id,
+            attempt=self.attempt,
+            source=auth_pb2.SOURCE_HOST,
+            outcome=self.outcome,
+            usage=auth_pb2.TokenUsage(
+                prompt_tokens=self.prompt_tokens,
+                cached_tokens=self.cached_tokens,
+                completion_tokens=self.completion_tokens,
+            ),
+            model=self.model,
+            host=self.host,
+        )
+
+
 class UnacknowledgedEnds:
     """One session's ended requests, oldest first. What exceeds the limit goes to the settler."""
 
     def __init__(self, limit: int, settler: Settler) -> None:
         self._limit = limit
         self._settler = settler
-        self._ends: dict[int, auth_pb2.SettleRequest] = {}
+        self._ends: dict[int, End] = {}
         self._broken = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -38,14 +69,14 @@ class UnacknowledgedEnds:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def add(self, stream_id: int, settlement: auth_pb2.SettleRequest) -> None:
+    def add(self, stream_id: int, end: End) -> None:
         """An end without a lease costs nobody anything and is not kept."""
-        if not settlement.lease_id:
+        if not end.lease_id:
             return
         if self._broken:
-            self._settler.submit((settlement,))
+            self._settler.submit((end,))
             return
-        self._ends[stream_id] = settlement
+        self._ends[stream_id] = end
         self._empty.clear()
         if len(self._ends) > self._limit:
             oldest = next(iter(self._ends))
@@ -89,13 +120,12 @@ class Settler:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def submit(self, settlements: Iterable[auth_pb2.SettleRequest]) -> None:
-        """Takes ownership. Without a lease there is nothing to settle."""
-        for settlement in settlements:
-            if not settlement.lease_id:
+    def submit(self, ends: Iterable[End]) -> None:
+        """Settles each that has a lease."""
+        for end in ends:
+            if not end.lease_id:
                 continue
-            settlement.seq = self._next_seq
-            settlement.source = auth_pb2.SOURCE_HOST
+            settlement = end.settlement(self._next_seq)
             self._next_seq += 1
             self._pending[settlement.seq] = settlement
             self._unsent.append(settlement)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import secrets
 import time
@@ -29,6 +30,10 @@ FORWARDED_REQUEST_HEADERS = frozenset((b"accept", b"content-type", b"user-agent"
 
 #: Hop-by-hop, or the edge's own business.
 DROPPED_RESPONSE_HEADERS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server"))
+
+#: The engine's request ids: random for each process, counted within it.
+_ID_PREFIX = secrets.token_hex(8)
+_id_numbers = itertools.count(1)
 
 _CLIENT = ("127.0.0.1", 0)
 _SERVER = ("127.0.0.1", 80)
@@ -89,7 +94,7 @@ class RequestStream:
         self.stream_id = stream_id
         self.envelope = envelope
         #: Minted here: an engine aborts by id, so a client must not be able to name another's.
-        self.engine_request_id = secrets.token_hex(16)
+        self.engine_request_id = f"{_ID_PREFIX}{next(_id_numbers):016x}"
         self.meter = UsageMeter()
         #: Set by the owner of `on_ready` while the stream stands in its queue.
         self.queued = False
@@ -275,11 +280,12 @@ class RequestStream:
                 self._end(auth_pb2.OUTCOME_FINISHED, None)
         elif message["type"] == "http.response.start":
             self.status = message["status"]
-            self.head = pb.HeadFrame(stream_id=self.stream_id, status=self.status)
-            for name, value in message.get("headers", ()):
-                name = name.lower()
-                if name not in DROPPED_RESPONSE_HEADERS and not name.startswith(b"access-control-"):
-                    self.head.headers.add(name=name, value=value)
+            headers = [
+                pb.Header(name=name, value=value)
+                for name, value in ((name.lower(), value) for name, value in message.get("headers", ()))
+                if name not in DROPPED_RESPONSE_HEADERS and not name.startswith(b"access-control-")
+            ]
+            self.head = pb.HeadFrame(stream_id=self.stream_id, status=self.status, headers=headers)
             self._announce()
 
     async def _credit(self) -> None:

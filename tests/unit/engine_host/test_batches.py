@@ -10,12 +10,11 @@ import grpc.aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.common.settings import Grpc
 from vllm_proxy.engine_host.engines.base import AsgiApp, Receive, Scope, Send
 from vllm_proxy.engine_host.session import HostSession
-from vllm_proxy.engine_host.settlement import Settler, UnacknowledgedEnds
+from vllm_proxy.engine_host.settlement import End, Settler, UnacknowledgedEnds
 from vllm_proxy.engine_host.stream import RequestStream
 
 MIB = 1024 * 1024
@@ -42,8 +41,8 @@ class Host:
     def begin(self, stream: RequestStream) -> None:
         stream.start(self._app)
 
-    def ended(self, stream: RequestStream, edge_id: str) -> auth_pb2.SettleRequest:
-        return auth_pb2.SettleRequest()
+    def ended(self, stream: RequestStream, edge_id: str) -> End:
+        return End("", 1, stream.outcome, 0, 0, 0, "", self.name)
 
 
 class Stream:

@@ -290,7 +290,8 @@ async def test_one_line_in_the_log_for_each_request_and_no_prompt(caplog: pytest
             await edge.start(chat(max_tokens=3), request_id="r-1", key_id="abc", model="sim"),
             await edge.start(path="/invocations", request_id="r-2"),
         )
-    lines = {vars(r)["request_id"]: vars(r) for r in caplog.records if r.getMessage() == "request"}
+    fields = [vars(r)["fields"] for r in caplog.records if r.getMessage() == "request"]
+    lines = {line["request_id"]: line for line in fields}
     assert lines.keys() == {"r-1", "r-2"}
     served, refused = lines["r-1"], lines["r-2"]
     assert (served["key_id"], served["model"], served["status"], served["edge"]) == ("abc", "sim", 200, "edge-1")

@@ -6,7 +6,11 @@ from tests.support.wait import eventually
 from tests.unit.engine_host.rig import Rig, ScriptedEngine, chat, hang
 
 from vllm_proxy.api.auth.v1 import auth_pb2
-from vllm_proxy.engine_host.settlement import Settler, UnacknowledgedEnds
+from vllm_proxy.engine_host.settlement import End, Settler, UnacknowledgedEnds
+
+
+def _end(lease_id: str) -> End:
+    return End(lease_id, 1, auth_pb2.OUTCOME_FINISHED, 3, 0, 4, "sim", "h1")
 
 
 async def test_an_acknowledged_end_is_forgotten() -> None:
@@ -85,12 +89,12 @@ async def test_books_are_bounded() -> None:
         settler = Settler(rig.settings.auth.address, rig.settings.grpc, "owner", limit=3)
         ends = UnacknowledgedEnds(2, settler)
         for n in range(4):
-            ends.add(n, auth_pb2.SettleRequest(lease_id=f"l{n}"))
-        ends.add(9, auth_pb2.SettleRequest(lease_id=""))
+            ends.add(n, _end(f"l{n}"))
+        ends.add(9, _end(""))
         assert (len(ends), len(settler)) == (2, 2), "the oldest go to the settler"
         ends.acknowledge([3, 77])
         ends.session_broke()
-        ends.add(5, auth_pb2.SettleRequest(lease_id="late"))
+        ends.add(5, _end("late"))
         assert (len(ends), len(settler)) == (0, 3), "and beyond its limit the oldest is given up"
         task = asyncio.create_task(settler.run())
         assert await settler.flush(5) == 0

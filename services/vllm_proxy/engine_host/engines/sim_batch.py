@@ -82,6 +82,8 @@ class Batch:
             self._release(sequence)
             del self._running[sequence]
             return
+        if sequence.produced:
+            return
         for queue in (self._prefilling, self._waiting):
             with contextlib.suppress(ValueError):
                 queue.remove(sequence)
