@@ -16,8 +16,6 @@ from typing import Any, TextIO
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-#: The attribute of a record made by `log_fields`.
-_FIELDS = "fields"
 
 
 class JsonFormatter(logging.Formatter):
@@ -41,6 +39,18 @@ class JsonFormatter(logging.Formatter):
         return f"{text}.{int(record.msecs):03d}Z"
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record, _FieldsRecord):
+            return orjson.dumps(
+                {
+                    "time": self._time(record),
+                    "level": "INFO",
+                    "service": self._service,
+                    "logger": record.name,
+                    "event": record.msg,
+                    **record.fields,
+                },
+                default=str,
+            ).decode()
         line: dict[str, Any] = {
             "time": self._time(record),
             "level": record.levelname,
@@ -48,10 +58,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
-        if (fields := record.__dict__.get(_FIELDS)) is not None:
-            line.update(fields)
-        else:
-            line.update((k, v) for k, v in record.__dict__.items() if k not in _STANDARD)
+        line.update((k, v) for k, v in record.__dict__.items() if k not in _STANDARD)
         if record.exc_info and record.exc_info[0] is not None:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
@@ -90,12 +97,31 @@ class LineHandler(logging.StreamHandler[TextIO]):
             super().flush()
 
 
+class _FieldsRecord(logging.LogRecord):
+    """A record at INFO that has `fields`. Its other attributes stand in the class: setting twenty of them is most of
+    what an ordinary record costs."""
+
+    args = None
+    levelno = logging.INFO
+    levelname = "INFO"
+    pathname = filename = module = funcName = ""
+    lineno = 0
+    exc_info = exc_text = stack_info = None
+    thread = threadName = process = processName = taskName = None
+    relativeCreated = 0.0
+
+    def __init__(self, name: str, event: str, fields: dict[str, Any]) -> None:
+        self.name = name
+        self.msg = event
+        self.created = created = time.time()
+        self.msecs = created % 1 * 1000
+        self.fields = fields
+
+
 def log_fields(log: logging.Logger, event: str, fields: dict[str, Any]) -> None:
-    """`log.info(event, extra=fields)` at half its cost, for the line that every request writes."""
+    """`log.info(event, extra=fields)` at a fraction of its cost, for the line that every request writes."""
     if log.isEnabledFor(logging.INFO):
-        record = logging.LogRecord(log.name, logging.INFO, "", 0, event, None, None)
-        record.__dict__[_FIELDS] = fields
-        log.handle(record)
+        log.handle(_FieldsRecord(log.name, event, fields))
 
 
 def setup_logging(service: str, level: str) -> None:
