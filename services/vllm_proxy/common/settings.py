@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vllm_proxy.common.settings_check import checked_address, checked_loopback, conflicts, fault_of
 
 #: The environment variable that holds the token services show each other. Needed once a gRPC listener leaves
 #: loopback or a Unix socket.
@@ -22,6 +24,8 @@ INTERNAL_TOKEN_VARIABLE = "VLLM_PROXY_INTERNAL_TOKEN"
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Address = Annotated[str, AfterValidator(checked_address)]
+LoopbackHost = Annotated[str, AfterValidator(checked_loopback)]
 EngineKind = Literal["vllm", "sglang", "sim"]
 
 
@@ -92,13 +96,14 @@ class EngineSection(Section):
     auto_start: bool = False
     """Whether starting the edge alone starts the engine too."""
     launch_mode: Literal["python_api", "cli", "attached"] = "python_api"
-    """python_api: the engine lives in the engine host. cli: the host starts the command. attached: others run it."""
+    """python_api: the engine lives in the engine host. This version knows no other: load_settings refuses them."""
     start_cmd_file: Path
     start_cmd: str | None = None
     """The start command itself; wins over start_cmd_file."""
     log_file: Path
     """The engine's own output."""
     pid_file: Path
+    """Of an engine in a process of its own; python_api has none."""
     extra_env: dict[str, str] = {}
     """Added to the engine's environment."""
 
@@ -107,14 +112,19 @@ class EngineSection(Section):
     def _stringify(cls, value: Any) -> Any:
         return {k: str(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-    def command(self) -> str:
+    def command(self, root: Path = Path()) -> str:
         """The start command, comments and line continuations removed. Empty if there is none."""
         if self.start_cmd and self.start_cmd.strip():
             return _command_text(self.start_cmd)
         try:
-            return _command_text(self.start_cmd_file.read_text(encoding="utf-8"))
+            return _command_text((root / self.start_cmd_file).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return ""
+
+    @property
+    def command_source(self) -> str:
+        """Where the start command stands: the key, and the file if it names one."""
+        return "start_cmd" if self.start_cmd and self.start_cmd.strip() else f"start_cmd_file {self.start_cmd_file}"
 
 
 def _command_text(text: str) -> str:
@@ -177,7 +187,7 @@ class Edge(Section):
 
 
 class Auth(Section):
-    address: str = "unix:.run/auth.sock"
+    address: Address = "unix:.run/auth.sock"
     """Where AuthService listens: unix:PATH or host:port."""
     store: str = "sqlite:state/auth.db"
     """Where leases and usage are kept."""
@@ -193,9 +203,18 @@ class Auth(Section):
     """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 5
 
+    @field_validator("store")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        scheme, _, path = value.partition(":")
+        if scheme != "sqlite" or not path:
+            # What stands before an @ may be a password.
+            raise ValueError(f"must be sqlite:PATH, not {value.partition('@')[0]!r}")
+        return value
+
 
 class Router(Section):
-    address: str = "unix:.run/router.sock"
+    address: Address = "unix:.run/router.sock"
     """Where RouterService listens."""
     state_file: Path = Path("state/router.db")
     """Where adapter declarations are kept."""
@@ -229,7 +248,7 @@ class EngineHostSpec(Section):
     """One engine host by name."""
 
     engine: EngineKind
-    address: str | None = None
+    address: Address | None = None
     """Where its EngineService listens; null: unix:.run/engine-<name>.sock."""
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
@@ -258,10 +277,10 @@ class Logs(Section):
 class Settings(Section):
     """The configuration of all services."""
 
-    vllm_host: str = "localhost"
+    vllm_host: LoopbackHost = "localhost"
     """Where the engine host serves vLLM's own HTTP application. Loopback only."""
     vllm_port: Port = 8002
-    sglang_host: str = "localhost"
+    sglang_host: LoopbackHost = "localhost"
     sglang_port: Port = 8003
     fastapi_host: str = "0.0.0.0"
     """Where the edge listens."""
@@ -301,13 +320,13 @@ class Settings(Section):
                 raise ValueError(f"{name!r} may have letters, digits, - and _ only")
         return value
 
-    def hosts(self) -> dict[str, EngineHostSpec]:
-        """The engine hosts to run, addresses filled in. Reads the start-command files."""
+    def hosts(self, root: Path = Path()) -> dict[str, EngineHostSpec]:
+        """The engine hosts to run, addresses filled in. Reads the start-command files, relative to `root`."""
         specs = dict(self.engine_hosts)
         if not specs:
-            if self.vllm.launch_mode == "attached" or self.vllm.command():
+            if self.vllm.launch_mode == "attached" or self.vllm.command(root):
                 specs["vllm"] = EngineHostSpec(engine="vllm")
-            if self.sglang.launch_mode == "attached" or self.sglang.command():
+            if self.sglang.launch_mode == "attached" or self.sglang.command(root):
                 specs["sglang"] = EngineHostSpec(engine="sglang")
         return {
             name: spec
@@ -357,8 +376,11 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
     try:
         settings = Settings.model_validate(data)
     except ValidationError as e:
-        raise ConfigError("\n".join(f"{path}: {_fault(error)}" for error in e.errors())) from None
-    return LoadedSettings(settings, path, find_root(path), tuple(_warnings(data)))
+        raise ConfigError("\n".join(f"{path}: {fault_of(error, Settings)}" for error in e.errors())) from None
+    root = find_root(path)
+    if faults := list(conflicts(settings, root)):
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+    return LoadedSettings(settings, path, root, tuple(_warnings(data)))
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -391,15 +413,6 @@ def _warnings(data: dict[str, Any]) -> list[str]:
     if isinstance(cpu, int) and isinstance(loras, int) and cpu < loras:
         return [f"vllm.lora.max_cpu_loras: {cpu} is below max_loras and was raised to {loras}"]
     return []
-
-
-def _fault(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "(top level)"
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    value = error.get("input")
-    shown = f", not {value!r}" if isinstance(value, (str, int, float, bool)) else ""
-    return f"{key}: {error['msg']}{shown}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -91,17 +91,88 @@ def test_the_guides_example_differs_from_the_defaults_in_nothing(load) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "key"),
+    ("text", "said"),
     [
-        ("fastapi_prot: 1", "fastapi_prot"),
-        ("rate_limit: {qsp: 1}", "rate_limit.qsp"),
-        ("vllm: {lora: {runtime_resolver: {cachedir: x}}}", "vllm.lora.runtime_resolver.cachedir"),
-        ("engine_hosts: {a: {engine: sim, port: 1}}", "engine_hosts.a.port"),
+        ("frobnicate: 1", "frobnicate: unknown key"),
+        ("fastapi_prot: 1", "fastapi_prot: unknown key; did you mean fastapi_port?"),
+        ("rate_limit: {qsp: 1}", "rate_limit.qsp: unknown key; did you mean qps?"),
+        (
+            "vllm: {lora: {runtime_resolver: {cachedir: x}}}",
+            "vllm.lora.runtime_resolver.cachedir: unknown key; did you mean cache_dir?",
+        ),
+        (
+            "vllm: {lora: {preload: [{name: a, pth: b, path: c}]}}",
+            "vllm.lora.preload.0.pth: unknown key; did you mean path?",
+        ),
+        ("engine_hosts: {a: {engine: sim, adress: x}}", "engine_hosts.a.adress: unknown key; did you mean address?"),
     ],
 )
-def test_an_unknown_key_is_named(load, text: str, key: str) -> None:
+def test_an_unknown_key_is_named_with_the_nearest(load, text: str, said: str) -> None:
     (line,) = faults(load, text)
-    assert line.endswith(f"config.yaml: {key}: unknown key")
+    assert line.endswith(f"config.yaml: {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fastapi_port:", "fastapi_port: is empty: give a number, or leave the line out"),
+        ("edge: {drain_timeout_s: }", "edge.drain_timeout_s: is empty: give a number, or leave the line out"),
+        ("fastapi_host:", "fastapi_host: is empty: give a text, or leave the line out"),
+        ("run_dir:", "run_dir: is empty: give a path, or leave the line out"),
+        ("vllm: {lora: {enabled: }}", "vllm.lora.enabled: is empty: give true or false, or leave the line out"),
+        ("log_level:", "log_level: is empty: give 'DEBUG', 'INFO', 'WARNING' or 'ERROR', or leave the line out"),
+        ("vllm: {lora: }", "vllm.lora: is empty: give a value, or leave the line out"),
+    ],
+)
+def test_an_empty_value_is_told_what_it_should_be(load, text: str, said: str) -> None:
+    (line,) = faults(load, text)
+    assert line.endswith(f"config.yaml: {said}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("auth: {address: nonsense}", "auth.address: must be unix:PATH or host:port, not 'nonsense'"),
+        ("router: {address: 'unix:'}", "router.address: must be unix:PATH or host:port, not 'unix:'"),
+        ("router: {address: 'localhost:70000'}", "router.address: must be unix:PATH"),
+        ("engine_hosts: {a: {engine: sim, address: 'http://h:1'}}", "engine_hosts.a.address: must be unix:PATH"),
+        ("auth: {store: 'postgres://me:secret@db/x'}", "auth.store: must be sqlite:PATH, not 'postgres://me:secret'"),
+        ("vllm_host: 0.0.0.0", "vllm_host: must be loopback"),
+        ("sglang_host: example.org", "sglang_host: must be loopback"),
+        ("fastapi_port: 8002\nvllm: {start_cmd: vllm serve m}", "vllm_port: 8002 is fastapi_port too"),
+        ("vllm: {launch_mode: cli}", "vllm.launch_mode: cli is not supported by this version; set python_api"),
+        ("sglang: {launch_mode: attached, start_cmd_file: x}", "sglang.launch_mode: attached is not supported"),
+        ("sglang: {start_cmd: sglang serve m}", "sglang.start_cmd: SGLang is not supported by this version"),
+        ("engine_hosts: {a: {engine: sglang}}", "engine_hosts: SGLang is not supported by this version"),
+        ("vllm: {start_cmd_file: config/typo.txt}", "vllm.start_cmd_file: config/typo.txt is not there"),
+        ("vllm: {start_cmd_file: config}", "vllm.start_cmd_file: config: Is a directory"),
+        ("vllm: {start_cmd: 'vllm serve \"m'}", "vllm.start_cmd: No closing quotation"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(load, text: str, said: str) -> None:
+    assert f"config.yaml: {said}" in faults(load, text)[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "auth: {address: '127.0.0.1:0'}",
+        "router: {address: '[::1]:50051'}",
+        "vllm_host: 127.0.0.1",
+        "vllm_host: ::1",
+        "fastapi_port: 8002",  # no engine is there
+        "fastapi_port: 0\nvllm_port: 0\nvllm: {start_cmd: vllm serve m}",
+        "fastapi_host: 192.0.2.7\nfastapi_port: 8002\nvllm: {start_cmd: vllm serve m}",
+    ],
+)
+def test_what_can_work_is_not_refused(load, text: str) -> None:
+    load(text)
+
+
+def test_a_bad_start_command_is_named_with_its_file(load, write) -> None:
+    (write("").parent / "vllm_start_cmd.txt").write_text("vllm serve m --served-model-name 'mine\n")
+    (line,) = faults(load, "")
+    assert line.endswith("config.yaml: vllm.start_cmd_file config/vllm_start_cmd.txt: No closing quotation")
 
 
 @pytest.mark.parametrize(
@@ -181,10 +252,9 @@ def test_extra_env_takes_numbers_as_text(load) -> None:
 class TestStartCommand:
     @pytest.fixture
     def command(self, tmp_path: Path, load):
-        def from_file(text: str | None, start_cmd: str = "null") -> str:
+        def from_file(text: str, start_cmd: str = "null") -> str:
             path = tmp_path / "cmd.txt"
-            if text is not None:
-                path.write_text(text)
+            path.write_text(text)
             return load(f"vllm: {{start_cmd_file: {path}, start_cmd: {start_cmd}}}").settings.vllm.command()
 
         return from_file
@@ -195,8 +265,8 @@ class TestStartCommand:
     def test_a_blank_start_cmd_leaves_it_to_the_file(self, command) -> None:
         assert command("vllm serve from-file", start_cmd="'  '") == "vllm serve from-file"
 
-    @pytest.mark.parametrize("text", [None, "", "\n\n", "# vllm serve m\n", "  # vllm serve m\n\n# --port 1\n"])
-    def test_a_file_with_nothing_but_comments_counts_as_none(self, command, text: str | None) -> None:
+    @pytest.mark.parametrize("text", ["", "\n\n", "# vllm serve m\n", "  # vllm serve m\n\n# --port 1\n"])
+    def test_a_file_with_nothing_but_comments_counts_as_none(self, command, text: str) -> None:
         assert command(text) == ""
 
     def test_continued_lines_and_comments_between_them_become_one_command(self, command) -> None:
@@ -207,12 +277,12 @@ class TestStartCommand:
 class TestHosts:
     def test_none_without_a_start_command(self, tmp_path: Path, load) -> None:
         (tmp_path / "none.txt").write_text("# sglang serve m\n")
-        absent = tmp_path / "absent.txt"
-        text = f"vllm: {{start_cmd_file: {absent}}}\nsglang: {{start_cmd_file: {tmp_path / 'none.txt'}}}\n"
-        assert load(text).settings.hosts() == {}
+        text = f"sglang: {{start_cmd_file: {tmp_path / 'none.txt'}}}\n"
+        assert load(text).settings.hosts(tmp_path) == {}
 
-    def test_one_for_each_engine_that_has_a_command_or_is_attached(self, load) -> None:
-        hosts = load("vllm: {start_cmd: vllm serve m}\nsglang: {launch_mode: attached}\n").settings.hosts()
+    def test_one_for_each_engine_that_has_a_command_or_is_attached(self) -> None:
+        text = {"vllm": {"start_cmd": "vllm serve m"}, "sglang": {"launch_mode": "attached"}}
+        hosts = Settings.model_validate(text).hosts()
         assert {name: (spec.engine, spec.address) for name, spec in hosts.items()} == {
             "vllm": ("vllm", "unix:.run/engine-vllm.sock"),
             "sglang": ("sglang", "unix:.run/engine-sglang.sock"),

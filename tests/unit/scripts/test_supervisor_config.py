@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def test_an_engine_host_runs_in_its_engines_environment(project: Path):
 
 
 def test_an_attached_engine_needs_no_environment_of_its_own(project: Path):
-    loaded = _load(project, "vllm: {launch_mode: attached}")
+    loaded = _load(project, "")
+    settings = Settings.model_validate({"vllm": {"launch_mode": "attached"}})
+    loaded = dataclasses.replace(loaded, settings=settings)
     program = next(p for p in programs(loaded) if p.name == "engine-vllm")
     assert program.command[0] == str(environment_python("gateway"))
 
