@@ -1,7 +1,7 @@
 # vLLM Proxy. `make help` lists what can be done; README.md says what it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help run start stop restart status logs install test check format unit integration engine \
+.PHONY: help run start stop restart status logs check-config install test check format unit integration engine \
         protos protos-check demo-model demo-lora bench clean
 MAKEFLAGS += --no-print-directory
 
@@ -42,8 +42,12 @@ stop-%: ## Stops one service
 status: ## Says what runs, since when, and where its log is
 	@scripts/proxyctl.sh status || test $$? -eq 3
 
-logs: ## Follows a service's log: make logs SERVICE=edge (auth, router, engine-vllm, vllm, supervisord, all)
+logs: ## Follows a service's log: make logs SERVICE=edge TAIL=100 (auth, router, engine-vllm, vllm, supervisord, all)
 	@scripts/proxyctl.sh logs "$(SERVICE)" --lines "$(TAIL)"
+
+check-config: ## Says whether the configuration is good, one line for each fault
+	@scripts/install.sh gateway
+	@scripts/proxyctl.sh check
 
 ## Models
 demo-model: ## Makes the demo model (models/smollm2-135m-instruct)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from scripts import process_table
+from scripts import last_start, process_table
 from scripts.log_follow import follow as follow_files
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import LogMarks, StartFailed, wait_ready
@@ -35,7 +35,8 @@ class Services:
         self.programs = programs(loaded, overrides)
 
     def named(self, names: Sequence[str]) -> list[Program]:
-        """In the order of their start; all without names. Raises ConfigError."""
+        """In the order of their start; all without names. `fastapi` is the edge, as in logs. Raises ConfigError."""
+        names = ["edge" if name == "fastapi" else name for name in names]
         known = {program.name: program for program in self.programs}
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"no service {', '.join(unknown)}; there is {', '.join(known)}")
@@ -44,18 +45,30 @@ class Services:
     def hosts_of(self, engine: str) -> list[str]:
         """The engine hosts of a kind. Raises ConfigError if there is none."""
         names = [program.name for program in self.programs if program.engine == engine]
+        if not names and engine == "sglang":
+            raise ConfigError("SGLang is not supported by this version; scripts/start_vllm.py runs vLLM")
         if not names:
             raise ConfigError(f"no {engine} engine is configured: its start command is empty (see {self._loaded.path})")
         return names
 
     # -- start
 
+    def to_start(self, names: Sequence[str]) -> list[Program]:
+        """What a start of `names` starts: with the edge also engines that say auto_start. Raises ConfigError."""
+        wanted = self.named(names)
+        if not names and not any(program.engine for program in wanted):
+            raise ConfigError(
+                f"no engine is configured: put a start command into {self._settings.vllm.start_cmd_file}, "
+                "or set engine_hosts"
+            )
+        return self._with_auto_start(wanted, bool(names))
+
     def start(self, names: Sequence[str], *, follow: bool, wait: bool, timeout_s: float | None) -> int:
         """Starts what is not up, adopts what is. With `follow`, stays until stopped and stops what it started.
 
         Raises ConfigError, SupervisorError, StartFailed, Stopped, TimeoutError.
         """
-        wanted = self._with_auto_start(self.named(names), bool(names))
+        wanted = self.to_start(names)
         self._check_environments(wanted)
         self._make_demo_model(wanted)
         began_at = time.monotonic()
@@ -98,6 +111,8 @@ class Services:
             missing = [program for program in wanted if program.name not in up]
             for program in missing:
                 self._check_port_is_free(program)
+            if missing:
+                last_start.save(self._loaded)
             if self._supervisor.is_running():
                 self._supervisor.add_new(self.programs)
             else:

@@ -4,7 +4,7 @@
     scripts/install.sh dev             the same and what the tests and linters need
     scripts/install.sh vllm            .venv/vllm: the engine (the CUDA build with an NVIDIA GPU, else the CPU build)
     scripts/install.sh demo            in .venv/vllm: what makes the demo model and trains demo adapters
-    scripts/install.sh --for CONFIG    what the services of this configuration need
+    scripts/install.sh --for CONFIG [-- ARGUMENTS]    what scripts/start.sh needs to start with these arguments
 
 Standard library only: it runs before anything is installed. Different environments install at the same time.
 An interrupted install is begun anew; pip's cache makes that cheap. Nothing is installed system-wide.
@@ -368,10 +368,10 @@ def _install_together(wanted: list[Environment]) -> None:
                     print(f"[{env.name}] {shown_at - env.started_at:4.0f} s  {env.progress()}", flush=True)
 
 
-def _needed_for(config: str, overrides: list[str]) -> set[str]:
-    """Asks the installed gateway what the configuration's engine hosts need."""
+def _needed_for(config: str, arguments: list[str]) -> set[str]:
+    """Asks the installed gateway what a start with these arguments needs."""
     answer = subprocess.run(
-        [str(ROOT / ".venv/gateway/bin/python"), "-m", "scripts.proxyctl", "--config", config, "needs", *overrides],
+        [str(ROOT / ".venv/gateway/bin/python"), "-m", "scripts.proxyctl", "--config", config, "needs", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -381,31 +381,32 @@ def _needed_for(config: str, overrides: list[str]) -> set[str]:
     return set(answer.stdout.split())
 
 
-def _ensure_for(config: str, model: str | None) -> None:
+def _ensure_for(config: str, model: str | None, arguments: list[str]) -> None:
     first = {"gateway"}
     usual = Path(config).resolve() == DEFAULT_CONFIG
-    if usual and not Environment("gateway", ("gateway",)).up_to_date():
+    everything = not set(arguments) - {"--follow", "--no-wait"}
+    if usual and everything and not Environment("gateway", ("gateway",)).up_to_date():
         # A first start: the usual configuration needs the engine, so both install at the same time.
         first |= {"vllm"} if model else {"vllm", "demo"}
     _ensure(first)
-    _ensure(first | _needed_for(config, ["--model", model] if model else []))
+    _ensure(first | _needed_for(config, [*(["--model", model] if model else []), *arguments]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="install.sh", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(sorted(CHOICES)))
-    parser.add_argument("--for", dest="config", metavar="CONFIG", help="what this configuration's services need")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(sorted(CHOICES))}; with --for: arguments")
+    parser.add_argument("--for", dest="config", metavar="CONFIG", help="what a start of this configuration needs")
     parser.add_argument("--model", help="with --for: the model that will be run instead of the configured one")
     args = parser.parse_args()
-    if unknown := set(args.parts) - CHOICES:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not sys.platform.startswith("linux"):
         sys.exit("vLLM runs on Linux only, and so does this project")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if args.parts or not args.config:
-        _ensure(set(args.parts) or {"gateway", "vllm"})
     if args.config:
-        _ensure_for(args.config, args.model or None)
+        _ensure_for(args.config, args.model or None, args.parts)
+        return
+    if unknown := set(args.parts) - CHOICES:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    _ensure(set(args.parts) or {"gateway", "vllm"})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Starts, stops and shows the services of one configuration. What `make run`, scripts/start.sh and others call.
 
 python -m scripts.proxyctl --config config/config.yaml start [--follow] [SERVICE...]
-                                                       stop [SERVICE...] | status | logs SERVICE | needs
+                                                       stop [SERVICE...] | status | logs SERVICE | needs | check
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from scripts import last_start
 from scripts.control import Services, wants_demo_model
 from scripts.install import engine_build
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import StartFailed, Stopped
 from scripts.show import follow_logs, show_status
 from scripts.supervisor_client import SupervisorError
-from scripts.supervisor_config import engine_environment
+from scripts.supervisor_config import Program, engine_environment
 
 from vllm_proxy.common.lifecycle import DEFAULT_CONFIG
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, enter_root, load_settings
@@ -36,15 +38,16 @@ def main() -> int:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _interrupt)
     try:
-        loaded, overrides = _load(args)
-        enter_root(loaded)
-        services = Services(loaded, overrides)
-        if args.action == "needs":
-            print(" ".join(_needs(loaded)))
+        loaded, services = _services(args)
+        if args.action == "check":
+            print(*(f"warning: {warning}" for warning in loaded.warnings), f"{loaded.path}: good", sep="\n")
             return 0
         if args.action == "logs":
-            return follow_logs(loaded, services.programs, args.service, args.lines)
+            return follow_logs(loaded, services.programs, args.service, _number("TAIL", args.lines))
         named = [*args.services, *(services.hosts_of(args.engine) if args.engine else ())]
+        if args.action == "needs":
+            print(" ".join(_needs(loaded, services.to_start(named))))
+            return 0
         if args.action == "start":
             return services.start(named, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
         if args.action == "stop":
@@ -70,16 +73,16 @@ def _parse() -> argparse.Namespace:
         action = actions.add_parser(name)
         action.add_argument("--model", default="", help="a model for vLLM instead of the configured start command's")
         action.add_argument("--model-args", default="", help="more flags for --model")
-        if name == "start":
-            action.add_argument("--follow", action="store_true", help="stay, show the logs; Ctrl-C stops")
-            action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
-            action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
-            _add_services(action)
+        action.add_argument("--follow", action="store_true", help="stay, show the logs; Ctrl-C stops")
+        action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
+        action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
+        _add_services(action)
     for name in ("stop", "status"):
         _add_services(actions.add_parser(name))
+    actions.add_parser("check", help="say whether the configuration is good")
     logs = actions.add_parser("logs")
     logs.add_argument("service", nargs="?", default="all", metavar="SERVICE")
-    logs.add_argument("--lines", type=int, default=100, help="lines to begin with (default: %(default)s)")
+    logs.add_argument("--lines", default="100", help="lines to begin with (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -88,14 +91,37 @@ def _add_services(action: argparse.ArgumentParser) -> None:
     action.add_argument("--engine", choices=["vllm", "sglang"], help="the engine hosts of this kind")
 
 
+def _number(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text}: must be a number")
+    return int(text)
+
+
+def _services(args: argparse.Namespace) -> tuple[LoadedSettings, Services]:
+    """What runs can be stopped and shown also while its configuration is broken. Raises ConfigError."""
+    config_path = args.config.resolve()
+    try:
+        loaded, overrides = _load(args)
+        enter_root(loaded)
+        return loaded, Services(loaded, overrides)
+    except ConfigError as fault:
+        last = last_start.load(config_path) if args.action in ("stop", "status", "logs") else None
+        if last is None:
+            raise
+        faults = "; ".join(str(fault).splitlines())
+        print(f"note: {faults}; using the configuration of the last start", file=sys.stderr, flush=True)
+        enter_root(last)
+        return last, Services(last)
+
+
 def _load(args: argparse.Namespace) -> tuple[LoadedSettings, tuple[str, ...]]:
     """The settings, with `--model` put in the place of the start command."""
     loaded = load_settings(args.config)
     model = getattr(args, "model", "")
     if not model:
         return loaded, ()
-    if loaded.settings.vllm.launch_mode == "attached":
-        raise ConfigError("MODEL is set, but vllm.launch_mode is attached: the engine is somebody else's")
+    if _is_path(model) and not Path(model).exists():
+        raise ConfigError(f"MODEL={model}: there is no such folder")
     command_file = loaded.root / loaded.settings.run_dir / "vllm_start_cmd.txt"
     if args.action == "start":
         command_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,6 +130,11 @@ def _load(args: argparse.Namespace) -> tuple[LoadedSettings, tuple[str, ...]]:
         command_file = loaded.settings.vllm.start_cmd_file
     overrides = (f"vllm.start_cmd_file={command_file}", "vllm.start_cmd=null")
     return load_settings(args.config, overrides), overrides
+
+
+def _is_path(model: str) -> bool:
+    """Whether it cannot be the name of a model on the Hub, which has one slash at most."""
+    return "://" not in model and (model.startswith(("/", "./", "../", "~")) or model.count("/") > 1)
 
 
 def model_command(model: str, more_flags: str) -> str:
@@ -117,12 +148,12 @@ def model_command(model: str, more_flags: str) -> str:
     return f"{shlex.join(command)} {more_flags}".strip()
 
 
-def _needs(loaded: LoadedSettings) -> list[str]:
-    """The parts that scripts/install.sh has to install for this configuration. Raises ConfigError."""
+def _needs(loaded: LoadedSettings, wanted: Sequence[Program]) -> list[str]:
+    """The parts that scripts/install.sh has to install to start these services."""
     settings = loaded.settings
-    parts = {engine_environment(settings, spec) for spec in settings.hosts().values()} | {"gateway"}
-    if "sglang" in parts:
-        raise ConfigError("sglang: its environment (.venv/sglang) is not installed by this project yet")
+    names = {program.name for program in wanted}
+    hosts = {f"engine-{name}": spec for name, spec in settings.hosts().items()}
+    parts = {engine_environment(settings, spec) for name, spec in hosts.items() if name in names} | {"gateway"}
     if "vllm" in parts and wants_demo_model(settings) and not (loaded.root / DEMO_MODEL).exists():
         parts.add("demo")
     return sorted(parts)

@@ -35,6 +35,7 @@ CAUSES = (
     (r"Available memory on node|No available memory for the cache|larger than the available KV cache",
      "memory is too small for the KV cache; lower --max-model-len or --kv-cache-memory-bytes"),
     (r"is not a valid model identifier|Repository Not Found|is not a local folder|LocalEntryNotFound|OfflineMode"
+     r"|Repo id must be in the form|Invalid repository ID or local directory specified"
      r"|couldn't connect to 'https://huggingface",
      "no such model, here or on the Hub (or the Hub cannot be reached)"),
     (r"gated repo|401 Client Error", "the model's owner wants a login: set HF_TOKEN"),
@@ -129,7 +130,7 @@ def explain(loaded: LoadedSettings, program: Program, marks: LogMarks) -> str:
     return "\n".join(
         [
             f"{program.name} cannot start.",
-            *(f"  | {line}" for line in _errors(marks.new_text(logs[-1]))[-3:]),
+            *(f"  | {line}" for line in list(dict.fromkeys(_errors(marks.new_text(logs[-1]))))[-3:]),
             *([f"  likely cause: {cause}"] if cause else []),
             f"  log: {', '.join(map(str, logs))}",
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -21,14 +22,16 @@ DEFAULT_KEY = "sk-default-key-change-me"
 
 def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], keys_are_new: bool, seconds: float) -> None:
     """How to talk to what was started. `keys_are_new`: this start made the keys file."""
+    keys_file = loaded.settings.api_keys_file
+    keys = _keys(loaded.root / keys_file)
+    admin_key = next((key for key, user in keys if user == "admin"), "") if keys_are_new else ""
     if not any(program.name == "edge" for program in wanted):
         print(f"up after {seconds:.0f} s: {', '.join(program.name for program in wanted)}", flush=True)
+        if admin_key:
+            print(_admin_line(admin_key, keys_file), flush=True)
         return
-    keys_file = loaded.settings.api_keys_file
     url = edge_url(loaded.settings)
-    keys = _keys(loaded.root / keys_file)
     key = _first_key(keys)
-    admin_key = next((key for key, user in keys if user == "admin"), "") if keys_are_new else ""
     model = _first_model(url, key)
     # A key of the user's own is not printed: terminals are recorded.
     shown_key, where = (key, f"(replace it: {keys_file})") if key == DEFAULT_KEY else ("$KEY", f"(one of {keys_file})")
@@ -38,7 +41,7 @@ def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], keys_are_new
         f"\nvLLM Proxy is up after {seconds:.0f} s",
         f"  URL    {url}/v1",
         f"  Key    {shown_key} {where}",
-        *([f"  Admin  {admin_key} (shown this once; it is in {keys_file})"] if admin_key else []),
+        *([_admin_line(admin_key, keys_file)] if admin_key else []),
         f"  Model  {model or 'none: see make status'}",
         "\nTry it:",
         f"  curl {url}/v1/chat/completions \\",
@@ -48,6 +51,10 @@ def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], keys_are_new
         sep="\n",
         flush=True,
     )
+
+
+def _admin_line(key: str, keys_file: Path) -> str:
+    return f"  Admin  {key} (shown this once; it is in {keys_file})"
 
 
 def show_status(loaded: LoadedSettings, wanted: Sequence[Program]) -> int:
@@ -71,7 +78,11 @@ def show_status(loaded: LoadedSettings, wanted: Sequence[Program]) -> int:
 
 def follow_logs(loaded: LoadedSettings, programs: Sequence[Program], name: str, lines: int) -> int:
     """Prints the last lines of a service's log and what follows, until Ctrl-C. Raises ConfigError for another name."""
-    follow(log_files(loaded, programs, name), until=lambda: False, last_lines=lines)
+    logs = log_files(loaded, programs, name)
+    if absent := [str(path.relative_to(loaded.root)) for path in logs.values() if not path.exists()]:
+        are = "is" if len(absent) == 1 else "are"
+        print(f"{', '.join(absent)} {are} not there yet; waiting", file=sys.stderr, flush=True)
+    follow(logs, until=lambda: False, last_lines=lines)
     return 0
 
 

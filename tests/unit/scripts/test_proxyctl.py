@@ -5,8 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from scripts import proxyctl
-from scripts.show import log_files
+from scripts import last_start, proxyctl
+from scripts.control import Services
+from scripts.show import follow_logs, log_files
 from scripts.supervisor_config import programs
 
 from vllm_proxy.common.settings import ConfigError
@@ -55,27 +56,90 @@ def test_a_gpu_gets_no_flags_that_slow_it_down(root: Path, monkeypatch: pytest.M
     assert "--enforce-eager" not in proxyctl.model_command("a/b", "")
 
 
-def test_a_model_cannot_be_named_for_somebody_elses_engine(root: Path):
-    with pytest.raises(ConfigError, match="attached"):
-        _load(root, "vllm: {launch_mode: attached}", model="a/b")
+@pytest.mark.parametrize("model", ["/nope", "./nope", "models/none/here"])
+def test_a_model_folder_that_is_not_there_is_one_line(root: Path, model: str):
+    with pytest.raises(ConfigError, match=f"^MODEL={model}: there is no such folder$"):
+        _load(root, model=model)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "Qwen/Qwen3-0.6B", "s3://bucket/some/model"])
+def test_a_model_may_be_named_that_is_no_folder(root: Path, model: str):
+    assert model in _load(root, model=model)[0].settings.vllm.command()
 
 
 @pytest.mark.parametrize(
-    ("config", "needs"),
+    ("config", "services", "needs"),
     [
-        ("", ["demo", "gateway", "vllm"]),
-        ("engine_hosts: {sim: {engine: sim}}", ["gateway"]),
-        ("vllm: {launch_mode: attached}", ["gateway"]),
-        ("vllm: {start_cmd: vllm serve a/b}", ["gateway", "vllm"]),
+        ("", [], ["demo", "gateway", "vllm"]),
+        ("engine_hosts: {sim: {engine: sim}}", [], ["gateway"]),
+        ("vllm: {start_cmd: vllm serve a/b}", [], ["gateway", "vllm"]),
+        ("", ["auth"], ["gateway"]),
+        ("", ["fastapi"], ["gateway"]),
+        ("vllm: {auto_start: true}", ["fastapi"], ["demo", "gateway", "vllm"]),
+        ("", ["engine-vllm"], ["demo", "gateway", "vllm"]),
     ],
 )
-def test_what_has_to_be_installed(root: Path, config: str, needs: list[str]):
-    assert proxyctl._needs(_load(root, config)[0]) == needs
+def test_what_has_to_be_installed(root: Path, config: str, services: list[str], needs: list[str]):
+    loaded, _ = _load(root, config)
+    assert proxyctl._needs(loaded, Services(loaded).to_start(services)) == needs
+
+
+def test_without_any_engine_a_start_of_everything_says_what_to_do(root: Path):
+    (root / "config" / "vllm_start_cmd.txt").write_text("# none\n")
+    services = Services(_load(root)[0])
+    with pytest.raises(ConfigError, match=r"put a start command into config/vllm_start_cmd\.txt, or set engine_hosts"):
+        services.to_start([])
+    assert [program.name for program in services.to_start(["auth"])] == ["auth"]
+
+
+def test_sglang_is_said_not_to_be_there_rather_than_installed(root: Path):
+    with pytest.raises(ConfigError, match="SGLang is not supported by this version"):
+        Services(_load(root)[0]).hosts_of("sglang")
+
+
+class TestBrokenMeanwhile:
+    """The configuration file, after a start."""
+
+    def services(self, root: Path, action: str, text: str):
+        path = root / "config" / "config.yaml"
+        path.write_text(text)
+        return proxyctl._services(argparse.Namespace(config=path, action=action, model="", model_args=""))
+
+    def test_the_last_start_is_used_to_stop_and_show(self, root: Path, capsys: pytest.CaptureFixture[str]):
+        good = "engine_hosts: {sim: {engine: sim}}\nrun_dir: elsewhere\nvllm: {extra_env: {HF_TOKEN: secret}}"
+        loaded, _ = self.services(root, "start", good)
+        last_start.save(loaded)
+        (kept,) = (root / ".run").iterdir()
+        assert kept.stat().st_mode & 0o077 == 0
+        for action in ("stop", "status", "logs"):
+            again, services = self.services(root, action, "fastapi_port: [")
+            assert (again.root, again.settings.run_dir) == (root, Path("elsewhere"))
+            assert "engine-sim" in [program.name for program in services.programs]
+            note = capsys.readouterr().err
+            assert note.startswith("note: ")
+            assert note.endswith("; using the configuration of the last start\n")
+
+    def test_also_when_the_start_command_is_what_broke(self, root: Path):
+        loaded, _ = self.services(root, "start", "")
+        last_start.save(loaded)
+        (root / "config" / "vllm_start_cmd.txt").write_text("vllm serve 'm")
+        _, services = self.services(root, "stop", "")
+        assert "engine-vllm" in [program.name for program in services.programs]
+
+    def test_a_start_needs_a_good_one(self, root: Path):
+        last_start.save(self.services(root, "start", "")[0])
+        with pytest.raises(ConfigError, match="frobnicate"):
+            self.services(root, "start", "frobnicate: 1")
+
+    def test_before_any_start_the_fault_is_all_there_is(self, root: Path):
+        with pytest.raises(ConfigError, match="frobnicate"):
+            self.services(root, "stop", "frobnicate: 1")
 
 
 def test_a_model_that_is_made_needs_no_tools_to_make_it(root: Path):
     (root / "models" / "smollm2-135m-instruct").mkdir(parents=True)
-    assert proxyctl._needs(_load(root)[0]) == ["gateway", "vllm"]
+    loaded, _ = _load(root)
+    assert proxyctl._needs(loaded, programs(loaded)) == ["gateway", "vllm"]
 
 
 def test_logs_by_service_by_file_and_all(root: Path):
@@ -92,3 +156,22 @@ def test_logs_by_service_by_file_and_all(root: Path):
     assert names("all") == ["auth.log", "router.log", "engine-vllm.log", "fastapi-0.log", "fastapi-1.log", "vllm.log"]
     with pytest.raises(ConfigError, match="there is auth, edge"):
         names("nonsense")
+
+
+def test_a_log_that_is_not_there_yet_is_waited_for_aloud(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("scripts.show.follow", lambda *args, **options: None)
+    loaded, _ = _load(root)
+    follow_logs(loaded, programs(loaded), "edge", 100)
+    assert capsys.readouterr().err == "logs/fastapi.log is not there yet; waiting\n"
+    (root / "logs").mkdir()
+    (root / "logs" / "fastapi.log").touch()
+    follow_logs(loaded, programs(loaded), "edge", 100)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_number_of_lines_that_is_none_is_one_line():
+    assert proxyctl._number("TAIL", "20") == 20
+    with pytest.raises(ConfigError, match=r"^TAIL=abc: must be a number$"):
+        proxyctl._number("TAIL", "abc")

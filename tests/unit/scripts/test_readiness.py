@@ -52,6 +52,11 @@ def test_a_failure_names_its_last_error_its_cause_and_its_logs(loaded: LoadedSet
     assert "logs/vllm.log, logs/engine-vllm.log" in text
 
 
+def test_an_error_that_came_again_is_shown_once(loaded: LoadedSettings, marks: LogMarks):
+    _append(loaded, "auth.log", '{"level": "ERROR", "event": "no disk"}\n' * 3)
+    assert explain(loaded, _program(loaded, "auth"), marks).count("no disk") == 1
+
+
 def test_a_crash_before_the_json_log_is_shown_as_it_is(loaded: LoadedSettings, marks: LogMarks):
     _append(loaded, "auth.log", "ModuleNotFoundError: No module named 'grpc'\n")
     text = explain(loaded, _program(loaded, "auth"), marks)
@@ -72,6 +77,11 @@ def test_a_failure_without_any_log_still_names_it(loaded: LoadedSettings, marks:
         ("ValueError: No available memory for the cache blocks", "KV cache"),
         ("Cannot access gated repo for url", "HF_TOKEN"),
         ("ValueError: FooForCausalLM does not support LoRA yet.", "lora.enabled"),
+        (
+            "HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/nope'",
+            "no such model",
+        ),
+        ("ValueError: Invalid repository ID or local directory specified: '/nope'.", "no such model"),
         ("OSError: [Errno 98] Address already in use", "port"),
     ],
 )
