@@ -57,7 +57,9 @@ async def unload(gateway: Cluster, name: str) -> None:
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, **more: Any) -> str:
-    answer = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=TOKENS, temperature=0, **more)
+    answer = await client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=TOKENS, temperature=0, **more
+    )
     return answer.choices[0].message.content or ""
 
 

@@ -3,6 +3,9 @@
     ServiceError
     ├── InvalidRequest          the request itself is wrong; the same one will fail again
     │   ├── RequestTooLarge
+    │   ├── HeadersTooLarge
+    │   ├── BodyTooSlow
+    │   ├── UnprocessableRequest    a body or parameter that does not fit its route's schema
     │   └── InvalidAdapter
     ├── InvalidApiKey           missing, unknown
     │   └── KeyDisabled
@@ -74,6 +77,26 @@ class RequestTooLarge(InvalidRequest):
     http_status = 413
     openai_code = "request_too_large"
     default_message = "The request body is too large."
+
+
+class HeadersTooLarge(InvalidRequest):
+    reason = "HEADERS_TOO_LARGE"
+    http_status = 431
+    openai_code = "headers_too_large"
+    default_message = "The request headers are too large."
+
+
+class BodyTooSlow(InvalidRequest):
+    reason = "BODY_TOO_SLOW"
+    http_status = 408
+    openai_code = "request_body_timeout"
+    default_message = "The request body did not arrive in time."
+
+
+class UnprocessableRequest(InvalidRequest):
+    reason = "UNPROCESSABLE_REQUEST"
+    http_status = 422
+    openai_code = "validation_error"
 
 
 class InvalidAdapter(InvalidRequest):

@@ -9,16 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from vllm_proxy.common.errors import InternalError, InvalidRequest, ServiceError
+from vllm_proxy.common.errors import InternalError, InvalidRequest, ServiceError, UnprocessableRequest
 from vllm_proxy.edge.errors import error_response, unexpected
-
-
-class UnprocessableRequest(InvalidRequest):
-    """A body or a parameter of a FastAPI route that does not fit its schema."""
-
-    reason = "UNPROCESSABLE_REQUEST"
-    http_status = 422
-    openai_code = "validation_error"
 
 
 def build_api(routers: Iterable[APIRouter]) -> FastAPI:

@@ -9,27 +9,11 @@ from typing import Any
 
 import orjson
 
-from vllm_proxy.common.errors import InternalError, InvalidRequest, QuotaExceeded, RateLimited, ServiceError
+from vllm_proxy.common.errors import InternalError, QuotaExceeded, RateLimited, ServiceError
 
 log = logging.getLogger(__name__)
 
 HeaderList = list[tuple[bytes, bytes]]
-
-
-class HeadersTooLarge(InvalidRequest):
-    """Only the edge knows headers, so this one stands here."""
-
-    reason = "HEADERS_TOO_LARGE"
-    http_status = 431
-    openai_code = "headers_too_large"
-    default_message = "The request headers are too large."
-
-
-class BodyTooSlow(InvalidRequest):
-    reason = "BODY_TOO_SLOW"
-    http_status = 408
-    openai_code = "request_body_timeout"
-    default_message = "The request body did not arrive in time."
 
 
 def error_object(error: ServiceError) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from vllm_proxy.common.errors import InvalidRequest, ServiceError
-from vllm_proxy.edge.errors import HeadersTooLarge, error_response
+from vllm_proxy.common.errors import HeadersTooLarge, InvalidRequest, ServiceError
+from vllm_proxy.edge.errors import error_response
 from vllm_proxy.edge.response_writer import ClientConnection, Scope
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_proxy.common.errors import RequestTooLarge
-from vllm_proxy.edge.errors import BodyTooSlow
+from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
 from vllm_proxy.edge.response_writer import Message, Receive
 from vllm_proxy.edge.stepping import Finished, step
 

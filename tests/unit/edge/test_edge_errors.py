@@ -7,10 +7,9 @@ import json
 import grpc
 import pytest
 
-from vllm_proxy.common.errors import QuotaExceeded, RateLimited, ServiceError, subclasses
+from vllm_proxy.common.errors import QuotaExceeded, RateLimited, ServiceError, UnprocessableRequest, subclasses
 from vllm_proxy.common.rpc.status import from_rpc_error, to_status
 from vllm_proxy.edge.admission import duration
-from vllm_proxy.edge.api import UnprocessableRequest
 from vllm_proxy.edge.errors import error_event, error_response
 
 ALL = sorted(subclasses(), key=lambda cls: cls.__name__)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_proxy.common.errors import RequestTooLarge
-from vllm_proxy.edge.errors import BodyTooSlow
+from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
 from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, ClientGone, peek, read_body
 
 
