@@ -59,9 +59,10 @@ class Session:
             await asyncio.wait([self._reading, writing], return_when=asyncio.FIRST_COMPLETED)
             self._ending = True
             self._ready.set()
+            # The writer first: a call cannot be aborted with a reason while a write is on its way.
+            await writing
             if self._reading.done() and not self._reading.cancelled():
                 self._reading.result()
-            await writing
         finally:
             self._reading.cancel()
             writing.cancel()

@@ -97,25 +97,20 @@ class LineHandler(logging.StreamHandler[TextIO]):
             super().flush()
 
 
-class _FieldsRecord(logging.LogRecord):
-    """A record at INFO that has `fields`. Its other attributes stand in the class: setting twenty of them is most of
-    what an ordinary record costs."""
+#: What records at INFO have in common. Any handler's formatter may ask for any of it.
+_COMMON = {**vars(logging.makeLogRecord({})), "levelno": logging.INFO, "levelname": "INFO"}
 
-    args = None
-    levelno = logging.INFO
-    levelname = "INFO"
-    pathname = filename = module = funcName = ""
-    lineno = 0
-    exc_info = exc_text = stack_info = None
-    thread = threadName = process = processName = taskName = None
-    relativeCreated = 0.0
+
+class _FieldsRecord(logging.LogRecord):
+    """A record at INFO that has `fields`. Copying what is common costs a fraction of LogRecord's own start."""
+
+    fields: dict[str, Any]
 
     def __init__(self, name: str, event: str, fields: dict[str, Any]) -> None:
-        self.name = name
-        self.msg = event
-        self.created = created = time.time()
-        self.msecs = created % 1 * 1000
-        self.fields = fields
+        attributes = self.__dict__
+        attributes.update(_COMMON)
+        created = time.time()
+        attributes.update(name=name, msg=event, created=created, msecs=created % 1 * 1000, fields=fields)
 
 
 def log_fields(log: logging.Logger, event: str, fields: dict[str, Any]) -> None:

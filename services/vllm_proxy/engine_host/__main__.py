@@ -11,9 +11,11 @@ from vllm_proxy.engine_host.server import serve
 
 def main() -> int:
     parser = argument_parser("engine_host")
-    parser.add_argument("--name", required=True, help="which of the configured engine hosts to run")
+    parser.add_argument("--name", help="which of the configured engine hosts to run")
     args = parser.parse_args()
     loaded = load_or_exit(args)
+    if args.name is None:
+        parser.error("--name is needed: which of the configured engine hosts to run")
     return run_service(f"engine-{args.name}", loaded, functools.partial(serve, name=args.name))
 
 
