@@ -33,6 +33,9 @@ async def watch_settings(path: Path, apply: Callable[[Settings], None], interval
         except ConfigError as e:
             log.error("configuration not applied", extra={"detail": str(e)})
             continue
+        except Exception:
+            log.exception("configuration not applied")
+            continue
         apply(loaded.settings)
         log.info("configuration applied", extra={"path": str(path)})
 

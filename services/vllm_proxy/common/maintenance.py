@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from vllm_proxy.common.settings import LoadedSettings
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["MaintenanceService"].full_name
 SECONDS_PER_DAY = 86_400
+MASK = "***"
+_SECRET_NAME = re.compile(r"(secret|password|token|key)$", re.IGNORECASE)
+#: Up to the next flag: `--api-key` takes several.
+_SECRET_FLAG = re.compile(r"(--(?:api-key|hf-token)[= ]\s*)(?:(?!-)\S+\s*)+")
+_SECRET_VARIABLE = re.compile(r"(\b[A-Z_]*(?:KEY|TOKEN|SECRET|PASSWORD)=)\S+")
+_URL_PASSWORD = re.compile(r"(\w+://[^\s:/@]*:)[^\s@]+@")
 
 
 class LogFolder:
@@ -73,20 +80,24 @@ class MaintenanceServicer(maintenance_pb2_grpc.MaintenanceServiceServicer):
     async def GetEffectiveConfig(
         self, request: pb.GetEffectiveConfigRequest, context: Any
     ) -> pb.GetEffectiveConfigResponse:
-        text = yaml.safe_dump(self._loaded.settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        return pb.GetEffectiveConfigResponse(yaml=_mask(text), path=str(self._loaded.path))
+        settings = masked(self._loaded.settings.model_dump(mode="json"))
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        return pb.GetEffectiveConfigResponse(yaml=text, path=str(self._loaded.path))
 
 
-def _mask(text: str) -> str:
-    """Hides the values of keys that look like secrets, and passwords inside URLs."""
-    lines = []
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        word = key.strip().lower()
-        if colon and value.strip() and any(s in word for s in ("secret", "token:", "password", "api_key:", "_token")):
-            line = f"{key}: '***'"
-        elif "--api-key" in line:
-            head, _, _ = line.partition("--api-key")
-            line = f"{head}--api-key '***'"
-        lines.append(line)
-    return "\n".join(lines) + "\n"
+def masked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without what may be secret: values under names that end in key, token, secret or password; the
+    same in the variables and flags of a start command; passwords inside URLs."""
+    return {name: _masked(name, value) for name, value in settings.items()}
+
+
+def _masked(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return masked(value)
+    if isinstance(value, str):
+        if _SECRET_NAME.search(name):
+            return MASK
+        value = _SECRET_FLAG.sub(rf"\1{MASK} ", value)
+        value = _SECRET_VARIABLE.sub(rf"\1{MASK}", value)
+        return _URL_PASSWORD.sub(rf"\1{MASK}@", value)
+    return value

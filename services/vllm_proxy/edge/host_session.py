@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 MAX_PIECE_BYTES = 256 * 1024
 #: A batch stops growing here; one more piece and the small frames still fit in 1 MiB.
 BATCH_BYTES = 640 * 1024
-#: What the envelope of a request is counted as.
-START_BYTES = 1024
 MAX_CONTROL_FRAMES = 8192
 #: An acknowledgement only frees memory at the host, so it waits for company.
 ACK_DELAY_S = 0.1
@@ -168,7 +166,8 @@ class HostSession:
         except Exception:
             del batch.starts[-1]
             self._fault(stream_id)
-        return len(body) + START_BYTES
+        size: int = frame.ByteSize()
+        return size
 
     def received(self, message: pb.SessionResponse) -> None:
         """Hands a message's frames to their requests. The path of every token: no awaiting, no tasks."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,12 @@ from vllm_proxy.edge.stepping import Finished, step
 BYTES_PER_TOKEN = 4
 #: What an inline image, sound or video is estimated at, instead of its base64 text.
 TOKENS_PER_MEDIA = 1024
-_MEDIA = re.compile(rb";base64,[A-Za-z0-9+/=\\]+")
+_MEDIA = b";base64,"
+#: A longer model name is none: no engine has it, and it would fill messages and logs.
+MAX_MODEL_BYTES = 256
+MAX_NUMBER_BYTES = 64
+#: What is read into Python objects at most. Of a larger body only bytes are counted, so that the loop never stalls.
+MAX_BUILT_BYTES = 256 * 1024
 MAX_UINT32 = 2**32 - 1
 
 
@@ -103,6 +107,8 @@ def peek(body: bytes) -> BodyPeek:
     try:
         fields = _decode_fields(body)
     except _UNREADABLE:
+        if len(body) > MAX_BUILT_BYTES:
+            return BodyPeek()
         try:
             fields = _decode_leniently(body)
         except (*_UNREADABLE, ValueError):
@@ -142,15 +148,17 @@ def _finite(value: Any) -> Any:
 
 
 def _string(raw: msgspec.Raw) -> str | None:
+    if not raw or len(raw) > MAX_MODEL_BYTES:
+        return None
     try:
-        return _decode_string(raw) or None if raw else None
+        return _decode_string(raw) or None
     except msgspec.MsgspecError:
         return None
 
 
 def _count(raw: msgspec.Raw) -> int | None:
     """A whole number, also where it is written `5.0` or `"5"`, as the engines read it. Negative ones count as 0."""
-    if not raw:
+    if not raw or len(raw) > MAX_NUMBER_BYTES:
         return None
     text = bytes(raw).strip(b'"')
     try:
@@ -168,20 +176,32 @@ def _prompts(raw: bytes) -> tuple[int, int]:
     """How many prompts a `prompt` holds (text, token ids, or a list of either), and their tokens together."""
     if not raw.startswith(b"["):
         return 1, _estimate(raw)
-    try:
-        items = _decode_list(raw)
-    except msgspec.MsgspecError:
-        return 1, _estimate(raw)
-    first = bytes(items[0])[:1] if items else b""
+    first = raw[1:64].lstrip()[:1]
+    if first == b"]":
+        return 1, 0
     if first == b'"':
-        return len(items), _estimate(raw)
-    if first == b"[":
-        return len(items), raw.count(b",") + 1
-    return 1, len(items)
+        return _count_strings(raw), _estimate(raw)
+    tokens = raw.count(b",") + 1
+    return (raw.count(b"[") - 1 if first == b"[" else 1), tokens
+
+
+def _count_strings(raw: bytes) -> int:
+    if len(raw) > MAX_BUILT_BYTES:
+        # Between strings only: inside one, a quote has a backslash before it.
+        return raw.count(b'","') + raw.count(b'", "') + 1
+    try:
+        return len(_decode_list(raw))
+    except msgspec.MsgspecError:
+        return 1
 
 
 def _estimate(raw: bytes) -> int:
-    if b";base64," in raw:
-        raw, media = _MEDIA.subn(b"", raw)
-        return len(raw) // BYTES_PER_TOKEN + media * TOKENS_PER_MEDIA
-    return len(raw) // BYTES_PER_TOKEN
+    size, media = len(raw), 0
+    start = raw.find(_MEDIA)
+    while start >= 0:
+        end = raw.find(b'"', start)
+        end = end if end >= 0 else len(raw)
+        size -= end - start
+        media += 1
+        start = raw.find(_MEDIA, end)
+    return size // BYTES_PER_TOKEN + media * TOKENS_PER_MEDIA

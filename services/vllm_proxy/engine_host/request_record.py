@@ -12,6 +12,9 @@ from vllm_proxy.engine_host.metrics import HostMetrics, outcome_name
 
 log = logging.getLogger(__name__)
 
+#: Of a model's name, which a client chooses, in the log.
+MAX_NAME = 256
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -45,7 +48,7 @@ class RequestRecord:
                 "engine_request_id": self.engine_request_id,
                 "key_id": self.key_id,
                 "route": self.route,
-                "model": self.model,
+                "model": self.model[:MAX_NAME],
                 "status": self.status or None,
                 "ttft_ms": None if self.ttft_s is None else round(self.ttft_s * 1e3, 1),
                 "duration_ms": round(self.duration_s * 1e3, 1),

@@ -78,8 +78,10 @@ class TestServicer:
         config.parent.mkdir()
         config.write_text(
             "fastapi_port: 8123\n"
-            "vllm:\n  start_cmd: vllm serve m --api-key sk-engine-secret\n"
-            "  extra_env: {HF_TOKEN: hf-secret, VLLM_USE_V1: 1}\n"
+            "vllm:\n"
+            "  start_cmd: VLLM_API_KEY=a-secret vllm serve m --api-key sk-secret-1 sk-secret-2 --port 1 "
+            "--hf-token=hf-secret --chat-template http://user:secret@host/x\n"
+            "  extra_env: {HF_TOKEN: hf-secret, VLLM_API_KEY: secret, TOKEN: secret, VLLM_USE_V1: 1}\n"
         )
         return MaintenanceServicer(load_settings(config), LogFolder(folder, ["auth"]))
 
@@ -97,4 +99,6 @@ class TestServicer:
         config = yaml.safe_load(shown.yaml)
         assert (config["fastapi_port"], config["vllm_port"]) == (8123, 8002)
         assert config["vllm"]["extra_env"]["VLLM_USE_V1"] == "1"
+        assert "vllm serve m --api-key *** --port 1" in config["vllm"]["start_cmd"]
+        assert config["auth"]["default_response_tokens"] == 1024
         assert shown.path.endswith("config/config.yaml")

@@ -144,6 +144,7 @@ def test_an_empty_value_is_told_what_it_should_be(load, text: str, said: str) ->
         ("sglang: {launch_mode: attached, start_cmd_file: x}", "sglang.launch_mode: attached is not supported"),
         ("sglang: {start_cmd: sglang serve m}", "sglang.start_cmd: SGLang is not supported by this version"),
         ("engine_hosts: {a: {engine: sglang}}", "engine_hosts: SGLang is not supported by this version"),
+        ("engine_hosts: {a: {engine: vllm}, b: {engine: vllm}}", "engine_hosts: only one vllm host per configuration"),
         ("vllm: {start_cmd_file: config/typo.txt}", "vllm.start_cmd_file: config/typo.txt is not there"),
         ("vllm: {start_cmd_file: config}", "vllm.start_cmd_file: config: Is a directory"),
         ("vllm: {start_cmd: 'vllm serve \"m'}", "vllm.start_cmd: No closing quotation"),
@@ -163,6 +164,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(load, text: str, sai
         "fastapi_port: 8002",  # no engine is there
         "fastapi_port: 0\nvllm_port: 0\nvllm: {start_cmd: vllm serve m}",
         "fastapi_host: 192.0.2.7\nfastapi_port: 8002\nvllm: {start_cmd: vllm serve m}",
+        "engine_hosts: {a: {engine: vllm}, b: {engine: sim}, c: {engine: sim}}",
     ],
 )
 def test_what_can_work_is_not_refused(load, text: str) -> None:
@@ -208,7 +210,16 @@ def test_a_key_that_stands_twice_is_refused(load, text: str, key: str) -> None:
     assert f"key '{key}' stands twice" in line
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "not valid YAML"), ("- 1", "must be a mapping"), ("7", "mapping")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "not valid YAML"),
+        ("a: 2024-13-45", "not valid YAML"),
+        ("{{ PORT }}: 1", "not valid YAML"),
+        ("- 1", "must be a mapping"),
+        ("7", "mapping"),
+    ],
+)
 def test_a_file_that_is_no_mapping_is_one_line(load, text: str, said: str) -> None:
     (line,) = faults(load, text)
     assert said in line
@@ -327,3 +338,10 @@ class TestCheckConfig:
 
     def test_a_missing_file_exits_2(self, tmp_path: Path) -> None:
         assert self.run(tmp_path / "absent.yaml") == 2
+
+
+def test_another_encoding_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes("log_level: INFO  # 日志级别".encode("gbk"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_settings(path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
+from vllm_proxy.edge import request_body
 from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, ClientGone, peek, read_body
 
 
@@ -109,3 +110,25 @@ def test_what_only_python_reads_is_read_too() -> None:
 
 def test_last_of_two_equal_fields_counts_as_in_the_engine() -> None:
     assert peek(b'{"model":"a","model":"b"}').model == "b"
+
+
+def test_a_name_that_no_model_has_goes_nowhere() -> None:
+    assert peek(b'{"model":"' + b"m" * 1000 + b'","max_tokens":2}') == BodyPeek(None, 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("item", "prompts", "tokens"),
+    [(b'"abc"', 100_000, 6 * 100_000 // 4), (b"[7]", 100_000, 100_000), (b"7", 1, 100_000)],
+)
+def test_large_prompts_are_counted_and_not_built(
+    item: bytes, prompts: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(_: bytes) -> None:
+        raise AssertionError("built")
+
+    monkeypatch.setattr(request_body, "_decode_list", build)
+    monkeypatch.setattr(request_body, "_decode_leniently", build)
+    found = peek(b'{"prompt":[' + b",".join([item] * 100_000) + b"]}")
+    assert (found.choices, found.prompt_tokens_estimate) == (prompts, tokens)
+    # Not JSON, and too large to be read twice.
+    assert peek(b'{"x":NaN,"y":[' + b",".join([b"{}"] * 100_000) + b"]}") == BodyPeek()
