@@ -84,7 +84,9 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
     yield from faults
     if faults:  # which hosts there are cannot be told
         return
-    engines = {spec.engine for spec in settings.hosts(root).values()}
+    engines = [spec.engine for spec in settings.hosts(root).values()]
+    if engines.count("vllm") > 1:  # they would share vllm_port and vllm.log_file
+        yield "engine_hosts: only one vllm host per configuration; give another one its own configuration"
     if "sglang" in engines:
         key = "engine_hosts" if settings.engine_hosts else f"sglang.{settings.sglang.command_source}"
         yield f"{key}: SGLang is not supported by this version; use vllm"
