@@ -155,10 +155,11 @@ class Settler:
                 waiting = len(self._pending)
                 try:
                     await self._session(stub)
-                except grpc.aio.AioRpcError as e:
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as e:
+                    # The second is how an intercepted call (with a token) tells of a peer that is gone.
                     # Once for each time that it goes away, not for each try.
                     level = logging.DEBUG if out_of_reach else logging.WARNING
-                    log.log(level, "auth session ended", extra={"detail": e.details(), "unsettled": len(self._pending)})
+                    log.log(level, "auth session ended", extra={"detail": str(e), "unsettled": len(self._pending)})
                 out_of_reach = len(self._pending) >= waiting
                 backoff_s = min(backoff_s * 2, self._settings.reconnect_max_s)
                 if not out_of_reach:
@@ -167,7 +168,7 @@ class Settler:
                     await asyncio.sleep(backoff_s)
 
     async def _session(self, stub: auth_pb2_grpc.AuthServiceStub) -> None:
-        """One session, until it breaks. Returns after its end, or raises AioRpcError."""
+        """One session, until it breaks. Returns after its end, or raises AioRpcError or InvalidStateError."""
         call = stub.Session()
         self._unsent = list(self._pending.values())
         hello = auth_pb2.SessionHello(owner_id=self._owner_id, source=auth_pb2.SOURCE_HOST)

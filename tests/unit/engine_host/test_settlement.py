@@ -1,11 +1,15 @@
 """Who settles: acknowledged ends are forgotten, a broken session's are settled by the host until it is durable."""
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
+import pytest
 from tests.support.wait import eventually
 from tests.unit.engine_host.rig import Rig, ScriptedEngine, chat, hang
 
 from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.common.settings import INTERNAL_TOKEN_VARIABLE, Grpc
 from vllm_proxy.engine_host.settlement import End, Settler, UnacknowledgedEnds
 
 
@@ -101,3 +105,27 @@ async def test_books_are_bounded() -> None:
         assert {"l1", "l2", "late"} <= {s.lease_id for s in rig.auth.settled}
         task.cancel()
         await asyncio.wait((task,))
+
+
+async def test_settling_outlives_an_absent_auth_service_also_with_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(INTERNAL_TOKEN_VARIABLE, "secret")
+    tries = []
+    session = Settler._session
+
+    async def counted(self: Settler, stub: Any) -> None:
+        tries.append(stub)
+        await session(self, stub)
+
+    monkeypatch.setattr(Settler, "_session", counted)
+    settler = Settler(
+        f"unix:{tmp_path}/nobody.sock", Grpc(reconnect_min_s=0.01, reconnect_max_s=0.02), "owner", limit=3
+    )
+    settler.submit([_end("l")])
+    task = asyncio.create_task(settler.run())
+    await eventually(lambda: len(tries) >= 3 or task.done(), "it tries again")
+    assert not task.done()
+    assert len(settler) == 1
+    task.cancel()
+    await asyncio.wait((task,))
