@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +90,29 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
     if "sglang" in engines:
         key = "engine_hosts" if settings.engine_hosts else f"sglang.{settings.sglang.command_source}"
         yield f"{key}: SGLang is not supported by this version; use vllm"
-    # vllm_host is loopback.
-    meets = settings.fastapi_host in ("0.0.0.0", "::", "") or is_local(f"{settings.fastapi_host}:0")
-    if "vllm" in engines and meets and settings.fastapi_port == settings.vllm_port != 0:
-        yield f"vllm_port: {settings.vllm_port} is fastapi_port too; give each engine and the edge a port of its own"
+    yield from _port_conflicts(_loopback_ports(settings, "vllm" in engines))
+
+
+def _loopback_ports(settings: Settings, has_vllm: bool) -> Iterator[tuple[str, int | None]]:
+    """The HTTP ports that are bound on loopback, by their keys."""
+    if settings.fastapi_host in ("0.0.0.0", "::", "") or is_local(f"{settings.fastapi_host}:0"):
+        yield "fastapi_port", settings.fastapi_port
+    if has_vllm:
+        yield "vllm_port", settings.vllm_port
+    yield "auth.metrics_port", settings.auth.metrics_port
+    yield "router.metrics_port", settings.router.metrics_port
+    for name, spec in settings.engine_hosts.items():
+        yield f"engine_hosts.{name}.metrics_port", spec.metrics_port
+
+
+def _port_conflicts(ports: Iterable[tuple[str, int | None]]) -> Iterator[str]:
+    taken: dict[int, str] = {}
+    for key, port in ports:
+        if not port:  # none, or any that is free
+            continue
+        if port in taken:
+            yield f"{key}: {port} is {taken[port]} too; give each a port of its own"
+        taken.setdefault(port, key)
 
 
 def _section_faults(name: str, section: EngineSection, root: Path) -> Iterator[str]:

@@ -140,6 +140,16 @@ def test_an_empty_value_is_told_what_it_should_be(load, text: str, said: str) ->
         ("vllm_host: 0.0.0.0", "vllm_host: must be loopback"),
         ("sglang_host: example.org", "sglang_host: must be loopback"),
         ("fastapi_port: 8002\nvllm: {start_cmd: vllm serve m}", "vllm_port: 8002 is fastapi_port too"),
+        ("auth: {metrics_port: 8001}", "auth.metrics_port: 8001 is fastapi_port too; give each a port of its own"),
+        (
+            "auth: {metrics_port: 9100}\nrouter: {metrics_port: 9100}",
+            "router.metrics_port: 9100 is auth.metrics_port too",
+        ),
+        ("engine_hosts: {a: {engine: vllm, metrics_port: 8002}}", "engine_hosts.a.metrics_port: 8002 is vllm_port too"),
+        (
+            "engine_hosts: {a: {engine: sim, metrics_port: 91}, b: {engine: sim, metrics_port: 91}}",
+            "engine_hosts.b.metrics_port: 91 is engine_hosts.a.metrics_port too",
+        ),
         ("vllm: {launch_mode: cli}", "vllm.launch_mode: cli is not supported by this version; set python_api"),
         ("sglang: {launch_mode: attached, start_cmd_file: x}", "sglang.launch_mode: attached is not supported"),
         ("sglang: {start_cmd: sglang serve m}", "sglang.start_cmd: SGLang is not supported by this version"),
@@ -164,6 +174,8 @@ def test_what_cannot_work_is_refused_before_anything_starts(load, text: str, sai
         "fastapi_port: 8002",  # no engine is there
         "fastapi_port: 0\nvllm_port: 0\nvllm: {start_cmd: vllm serve m}",
         "fastapi_host: 192.0.2.7\nfastapi_port: 8002\nvllm: {start_cmd: vllm serve m}",
+        "auth: {metrics_port: 0}\nrouter: {metrics_port: 0}",
+        "auth: {metrics_port: 8002}\nengine_hosts: {a: {engine: sim, metrics_port: 9100}}",
         "engine_hosts: {a: {engine: vllm}, b: {engine: sim}, c: {engine: sim}}",
     ],
 )
