@@ -6,6 +6,8 @@ import logging
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from vllm_proxy.common.settings import ConfigError
+
 log = logging.getLogger(__name__)
 
 #: Buckets for durations of requests to language models, in seconds.
@@ -13,8 +15,12 @@ LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 
 
 def serve_metrics(port: int | None, registry: CollectorRegistry) -> None:
-    """Serves `registry` on loopback in a thread of its own, if a port is configured (0: any)."""
+    """Serves `registry` on loopback in a thread of its own, if a port is configured (0: any). Raises ConfigError if
+    the port cannot be had."""
     if port is None:
         return
-    server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
+    try:
+        server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as e:
+        raise ConfigError(f"metrics_port: 127.0.0.1:{port}, for Prometheus metrics: {e.strerror}") from None
     log.info("metrics", extra={"port": server.server_port})
