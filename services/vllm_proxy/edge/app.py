@@ -40,7 +40,6 @@ from vllm_proxy.edge.table_watch import TableWatch
 
 log = logging.getLogger(__name__)
 
-LOG_STEM = "fastapi"
 LISTEN_BACKLOG = 2048
 SWEEP_INTERVAL_S = 1.0
 #: After the drain: for the ends of aborted requests and for their settlements.
@@ -97,7 +96,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
                 auth,
                 auth_pb2_grpc.AuthServiceStub(auth_channel),
                 router_pb2_grpc.RouterServiceStub(router_channel),
-                FleetLogs(LogFolder(config.log_dir, [LOG_STEM]), channels, config.grpc.call_timeout_s),
+                FleetLogs(LogFolder(config.log_dir, config.log_stems), channels, config.grpc.call_timeout_s),
                 config.grpc.call_timeout_s,
                 config.adapter_timeout_s,
             ),

@@ -11,7 +11,9 @@ import pytest
 from scripts.supervisor_config import edge_url, environment_python, programs, render
 from supervisor.options import ServerOptions
 
+from vllm_proxy.common.maintenance import LogFolder
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings, load_settings
+from vllm_proxy.edge.config import EdgeConfig
 
 
 @pytest.fixture
@@ -62,6 +64,16 @@ def test_logs_are_bounded(project: Path):
     for group in _parsed(loaded).values():
         for process in group.process_configs:
             assert (process.stdout_logfile_maxbytes, process.stdout_logfile_backups) == (1000, 3)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_edge_finds_the_logs_of_all_its_workers(project: Path, workers: int):
+    loaded = _load(project, f"{{engine_hosts: {{sim: {{engine: sim}}}}, fastapi_workers: {workers}}}")
+    (edge,) = (program for program in programs(loaded) if program.name == "edge")
+    for name in edge.log_names:
+        (project / "logs" / name).touch()
+    config = EdgeConfig.from_settings(loaded)
+    assert [file.name for file in LogFolder(config.log_dir, config.log_stems).files()] == edge.log_names
 
 
 def test_edge_workers_inherit_one_listener_and_log_apart(project: Path):
