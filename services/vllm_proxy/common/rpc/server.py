@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ class RpcServer:
         """`service_names` are the full proto names, for health and reflection. Raises ConfigError if `address` can
         be reached from elsewhere and there is no shared token."""
         self.address = address
+        self._lock: int | None = None
         self._names = tuple(service_names)
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if token := os.environ.get(INTERNAL_TOKEN_VARIABLE):
@@ -50,10 +52,12 @@ class RpcServer:
         )
 
     async def listen(self) -> str:
-        """Binds and starts, NOT_SERVING. Returns the address, its port filled in if it was 0."""
+        """Binds and starts, NOT_SERVING. Returns the address, its port filled in if it was 0. Raises ConfigError if
+        another process listens on this Unix socket."""
         await self.set_serving(False)
         if is_unix(self.address):
             prepare_unix(self.address)
+            self._lock = _lock_socket(self.address)
         port = self.server.add_insecure_port(self.address)
         if not is_unix(self.address):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
@@ -68,3 +72,18 @@ class RpcServer:
     async def stop(self, grace_s: float) -> None:
         await self.set_serving(False)
         await self.server.stop(grace_s)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _lock_socket(address: str) -> int:
+    """gRPC removes a socket that is there before it binds, also one that somebody listens on. The kernel frees the
+    lock when the process ends."""
+    handle = os.open(f"{address.removeprefix('unix:')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise ConfigError(f"{address} is in use by another process") from None
+    return handle
