@@ -1,6 +1,6 @@
 """The engine's own HTTP application on its own port, loopback only: what `vllm serve` would offer there.
 
-Nobody authenticates, counts or limits here. The two LoRA routes go through the host's registry, so that there is one
+Nobody counts or limits here, and only an engine started with `--api-key` authenticates. The two LoRA routes go through the host's registry, so that there is one
 truth about adapters; answers and errors have vLLM's shapes.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hmac
 import ipaddress
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -35,13 +36,20 @@ class Stop(Protocol):
     async def wait(self) -> object: ...
 
 
-async def serve(app: AsgiApp, registry: AdapterRegistry | None, host: str, port: int, stop: Stop) -> None:
-    """Serves until `stop`. `registry` None: the engine takes no adapters.
+async def serve(
+    app: AsgiApp,
+    registry: AdapterRegistry | None,
+    host: str,
+    port: int,
+    stop: Stop,
+    api_keys: Sequence[str] = (),
+) -> None:
+    """Serves until `stop`. `registry` None: the engine takes no adapters. `api_keys`: the engine's own, if it has any.
 
     Raises ConfigError if `host` is not loopback or the port cannot be had."""
     sockets = listen(host, port)
     config = uvicorn.Config(
-        with_lora_routes(app, registry) if registry is not None else app,
+        with_lora_routes(app, registry, api_keys) if registry is not None else app,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -114,8 +122,11 @@ def _bind(address: str, port: int, *, optional: bool) -> socket.socket | None:
     return listener
 
 
-def with_lora_routes(app: AsgiApp, registry: AdapterRegistry) -> AsgiApp:
-    """`app` with vLLM's LoRA routes answered by the registry. Where updates are off, they are not there (404)."""
+def with_lora_routes(app: AsgiApp, registry: AdapterRegistry, api_keys: Sequence[str] = ()) -> AsgiApp:
+    """`app` with vLLM's LoRA routes answered by the registry. Where updates are off, they are not there (404).
+
+    Web pages are kept out: a browser on this machine must not load an adapter because some page says so.
+    """
     handlers: dict[str, Callable[[AdapterRegistry, dict[str, Any]], Awaitable[str]]] = {
         "/v1/load_lora_adapter": _load,
         "/v1/unload_lora_adapter": _unload,
@@ -131,6 +142,13 @@ def with_lora_routes(app: AsgiApp, registry: AdapterRegistry) -> AsgiApp:
             return
         if scope["method"] != "POST":
             await _answer_error(send, 405, "BadRequestError", "Method Not Allowed", (b"allow", b"POST"))
+            return
+        headers = dict(scope.get("headers", ()))
+        if b"origin" in headers:
+            await _answer_error(send, 403, "ForbiddenError", "Web pages may not change adapters.")
+            return
+        if api_keys and not _knows_key(headers.get(b"authorization", b""), api_keys):
+            await _answer_error(send, 401, "AuthenticationError", "Unauthorized")
             return
         body = await _read_body(receive)
         try:
@@ -153,6 +171,11 @@ def with_lora_routes(app: AsgiApp, registry: AdapterRegistry) -> AsgiApp:
             await _answer(send, 200, text.encode(), b"text/plain; charset=utf-8")
 
     return native
+
+
+def _knows_key(authorization: bytes, api_keys: Sequence[str]) -> bool:
+    scheme, _, shown = authorization.partition(b" ")
+    return scheme.lower() == b"bearer" and any(hmac.compare_digest(shown.strip(), key.encode()) for key in api_keys)
 
 
 class _Refused(Exception):

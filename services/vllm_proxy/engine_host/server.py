@@ -159,7 +159,8 @@ class HostService:
         settings = self._settings
         # Without what the adapter adds for the gateway, such as the engine's own key.
         app = getattr(self.engine, "native_app", self.engine.app)
-        await native_http.serve(app, self._registry, settings.vllm_host, settings.vllm_port, stop)
+        keys = getattr(self.engine, "native_api_keys", ())
+        await native_http.serve(app, self._registry, settings.vllm_host, settings.vllm_port, stop, keys)
 
     async def _resolve(self, name: str) -> bool:
         return await self._registry.resolve(name)

@@ -31,7 +31,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"the engine"})
 
 
-async def ask(registry: FakeRegistry, path: str, body: Any, method: str = "POST") -> tuple[int, str]:
+async def ask(
+    registry: FakeRegistry,
+    path: str,
+    body: Any,
+    method: str = "POST",
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    api_keys: tuple[str, ...] = (),
+) -> tuple[int, str]:
     sent: list[dict[str, Any]] = []
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
@@ -42,7 +49,8 @@ async def ask(registry: FakeRegistry, path: str, body: Any, method: str = "POST"
         sent.append(message)
 
     fake: Any = registry
-    await with_lora_routes(app, fake)({"type": "http", "path": path, "method": method}, receive, send)
+    scope = {"type": "http", "path": path, "method": method, "headers": headers}
+    await with_lora_routes(app, fake, api_keys)(scope, receive, send)
     return sent[0]["status"], sent[1]["body"].decode()
 
 
@@ -109,3 +117,18 @@ def test_loopback_only() -> None:
     finally:
         for listener in (first, *rest):
             listener.close()
+
+
+async def test_a_web_page_changes_nothing() -> None:
+    registry = FakeRegistry()
+    status, _ = await ask(registry, LOAD, BODY, headers=((b"origin", b"http://elsewhere.example"),))
+    assert (status, registry.calls) == (403, [])
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [(b"", 401), (b"Bearer no", 401), (b"Bearer k2", 200), (b"bearer k1", 200), (b"k1", 401)],
+)
+async def test_the_engines_own_key_is_wanted_where_it_has_one(authorization: bytes, status: int) -> None:
+    headers = ((b"authorization", authorization),)
+    assert (await ask(FakeRegistry(), LOAD, BODY, headers=headers, api_keys=("k1", "k2")))[0] == status

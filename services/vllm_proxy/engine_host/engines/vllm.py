@@ -207,6 +207,11 @@ class VllmEngine:
 
     # What it serves.
 
+    @property
+    def native_api_keys(self) -> Sequence[str]:
+        """What the start command's `--api-key` says."""
+        return self._args.api_key or ()
+
     def base_models(self) -> Sequence[str]:
         return [base.name for base in self._models.base_model_paths] if self._models is not None else []
 
