@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from scripts import last_start, process_table
@@ -17,6 +17,7 @@ from scripts.log_follow import follow as follow_files
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import LogMarks, StartFailed, wait_ready
 from scripts.show import log_files, show_welcome
+from scripts.start_command import StartCommand
 from scripts.supervisor_client import State, Supervisor, SupervisorError
 from scripts.supervisor_config import CODE_ROOT, Program, environment_python, programs, render
 
@@ -28,11 +29,13 @@ LEFT_BEHIND_S = 3.0
 
 
 class Services:
-    def __init__(self, loaded: LoadedSettings, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, loaded: LoadedSettings, start_command: StartCommand | None = None) -> None:
+        """`start_command` is vLLM's, in `loaded` already; a start writes its file."""
         self._loaded = loaded
         self._settings = loaded.settings
         self._supervisor = Supervisor(loaded)
-        self.programs = programs(loaded, overrides)
+        self._start_command = start_command
+        self.programs = programs(loaded, start_command.overrides if start_command else ())
 
     def named(self, names: Sequence[str]) -> list[Program]:
         """In the order of their start; all without names. `fastapi` is the edge, as in logs. Raises ConfigError."""
@@ -104,7 +107,8 @@ class Services:
                 self._supervisor.end_leftovers()
             if self._supervisor.is_running():
                 up = {process.service for process in self._supervisor.processes() if process.is_up}
-                if self._supervisor.configuration() != render(self._loaded, self.programs):
+                is_other = self._supervisor.configuration() != render(self._loaded, self.programs)
+                if is_other or self._runs_other_command(up):
                     print("note: the configuration changed since the start; `make restart` makes it count", flush=True)
             else:
                 up = set()
@@ -113,6 +117,8 @@ class Services:
                 self._check_port_is_free(program)
             if missing:
                 last_start.save(self._loaded)
+            if self._start_command and not self._runs_other_command(up):
+                self._start_command.write()
             if self._supervisor.is_running():
                 self._supervisor.add_new(self.programs)
             else:
@@ -124,6 +130,11 @@ class Services:
             for program in missing:
                 started.append(program)
                 self._supervisor.start_service(program.name)
+
+    def _runs_other_command(self, up: Collection[str]) -> bool:
+        """Whether vLLM is up with a start command that this one must not replace."""
+        is_up = any(program.engine == "vllm" and program.name in up for program in self.programs)
+        return is_up and self._start_command is not None and self._start_command.differs()
 
     def _with_auto_start(self, wanted: list[Program], named: bool) -> list[Program]:
         if not named or not any(program.name == "edge" for program in wanted):

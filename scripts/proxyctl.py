@@ -7,6 +7,7 @@ python -m scripts.proxyctl --config config/config.yaml start [--follow] [SERVICE
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -21,6 +22,7 @@ from scripts.install import engine_build
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import StartFailed, Stopped
 from scripts.show import follow_logs, show_status
+from scripts.start_command import StartCommand
 from scripts.supervisor_client import SupervisorError
 from scripts.supervisor_config import Program, engine_environment
 
@@ -101,9 +103,9 @@ def _services(args: argparse.Namespace) -> tuple[LoadedSettings, Services]:
     """What runs can be stopped and shown also while its configuration is broken. Raises ConfigError."""
     config_path = args.config.resolve()
     try:
-        loaded, overrides = _load(args)
+        loaded, start_command = _load(args)
         enter_root(loaded)
-        return loaded, Services(loaded, overrides)
+        return loaded, Services(loaded, start_command)
     except ConfigError as fault:
         last = last_start.load(config_path) if args.action in ("stop", "status", "logs") else None
         if last is None:
@@ -114,22 +116,17 @@ def _services(args: argparse.Namespace) -> tuple[LoadedSettings, Services]:
         return last, Services(last)
 
 
-def _load(args: argparse.Namespace) -> tuple[LoadedSettings, tuple[str, ...]]:
-    """The settings, with `--model` put in the place of the start command."""
-    loaded = load_settings(args.config)
+def _load(args: argparse.Namespace) -> tuple[LoadedSettings, StartCommand | None]:
+    """The settings, with `--model` put in the place of the start command. Writes nothing."""
     model = getattr(args, "model", "")
     if not model:
-        return loaded, ()
+        return load_settings(args.config), None
     if _is_path(model) and not Path(model).exists():
         raise ConfigError(f"MODEL={model}: there is no such folder")
-    command_file = loaded.root / loaded.settings.run_dir / "vllm_start_cmd.txt"
-    if args.action == "start":
-        command_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        command_file.write_text(f"# Generated for MODEL={model}\n{model_command(model, args.model_args)}\n")
-    elif not command_file.exists():
-        command_file = loaded.settings.vllm.start_cmd_file
-    overrides = (f"vllm.start_cmd_file={command_file}", "vllm.start_cmd=null")
-    return load_settings(args.config, overrides), overrides
+    command = model_command(model, args.model_args)
+    loaded = load_settings(args.config, [f"vllm.start_cmd={json.dumps(command, ensure_ascii=False)}"])
+    path = loaded.root / loaded.settings.run_dir / "vllm_start_cmd.txt"
+    return loaded, StartCommand(path, f"# Generated for MODEL={model}\n{command}\n")
 
 
 def _is_path(model: str) -> bool:

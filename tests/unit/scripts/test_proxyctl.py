@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from scripts import last_start, proxyctl
 from scripts.control import Services
 from scripts.show import follow_logs, log_files
-from scripts.supervisor_config import programs
+from scripts.supervisor_client import ProcessState, State
+from scripts.supervisor_config import programs, render
 
-from vllm_proxy.common.settings import ConfigError
+from vllm_proxy.common.settings import ConfigError, LoadedSettings, load_settings
 
 
 @pytest.fixture
@@ -30,12 +32,13 @@ def _load(root: Path, text: str = "", **changes: object):
 
 
 def test_a_named_model_leaves_the_tracked_command_alone(root: Path):
-    loaded, overrides = _load(root, model="Qwen/Qwen3-0.6B", model_args="--seed 3")
+    loaded, start_command = _load(root, model="Qwen/Qwen3-0.6B", model_args="--seed 3")
     words = shlex.split(loaded.settings.vllm.command())
     assert words[words.index("--model") + 1] == "Qwen/Qwen3-0.6B"
     assert words[-2:] == ["--seed", "3"]
     assert "smollm2" in (root / "config" / "vllm_start_cmd.txt").read_text()
-    assert all("=" in override for override in overrides)
+    start_command.write()
+    assert load_settings(loaded.path, start_command.overrides).settings.vllm.command() == loaded.settings.vllm.command()
 
 
 def test_a_named_model_wins_over_start_cmd(root: Path):
@@ -82,6 +85,66 @@ def test_a_model_may_be_named_that_is_no_folder(root: Path, model: str):
 def test_what_has_to_be_installed(root: Path, config: str, services: list[str], needs: list[str]):
     loaded, _ = _load(root, config)
     assert proxyctl._needs(loaded, Services(loaded).to_start(services)) == needs
+
+
+def test_a_named_model_needs_no_demo_model(root: Path):
+    loaded, start_command = _load(root, action="needs", model="Qwen/Qwen3-0.6B")
+    assert proxyctl._needs(loaded, Services(loaded, start_command).to_start([])) == ["gateway", "vllm"]
+
+
+class RunningSupervisor:
+    """Has some services up, with the configuration that is asked for."""
+
+    def __init__(self, loaded: LoadedSettings, services: Services, up: set[str]) -> None:
+        self._configuration = render(loaded, services.programs)
+        self._up = up
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def state(self) -> State:
+        return State.RUNNING
+
+    def is_running(self) -> bool:
+        return True
+
+    def configuration(self) -> str:
+        return self._configuration
+
+    def processes(self) -> list[ProcessState]:
+        return [ProcessState(name, name, "RUNNING", 1, 0, "") for name in self._up]
+
+    def add_new(self, wanted: object) -> None: ...
+
+    def start_service(self, service: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("up", "model", "kept"),
+    [
+        ({"auth", "router", "engine-vllm", "edge"}, "other/model", True),
+        ({"auth", "router", "engine-vllm", "edge"}, "first/model", False),
+        ({"auth", "router", "edge"}, "other/model", False),
+    ],
+)
+def test_the_start_command_of_an_engine_that_is_up_stays(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    up: set[str],
+    model: str,
+    kept: bool,
+):
+    _, first = _load(root, model="first/model")
+    assert not first.path.exists()
+    first.write()
+    loaded, start_command = _load(root, model=model)
+    services = Services(loaded, start_command)
+    monkeypatch.setattr(services, "_supervisor", RunningSupervisor(loaded, services, up))
+    monkeypatch.setattr(services, "_check_port_is_free", lambda program: None)
+    services._start(services.programs, [])
+    assert ("the configuration changed since the start" in capsys.readouterr().out) is kept
+    assert first.path.read_text() == (first.text if kept else start_command.text)
 
 
 def test_without_any_engine_a_start_of_everything_says_what_to_do(root: Path):
