@@ -1,7 +1,7 @@
 """The engine's own HTTP application on its own port, loopback only: what `vllm serve` would offer there.
 
-Nobody counts or limits here, and only an engine started with `--api-key` authenticates. The two LoRA routes go through the
-host's registry, so that there is one truth about adapters; answers and errors have vLLM's shapes.
+Nobody counts or limits here, and only an engine started with `--api-key` authenticates. The two LoRA routes go through
+the host's registry, so that there is one truth about adapters; answers and errors have vLLM's shapes.
 """
 
 from __future__ import annotations
