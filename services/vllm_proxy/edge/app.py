@@ -23,14 +23,14 @@ from vllm_proxy.common.maintenance import LogFolder
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
 from vllm_proxy.edge.admission import AuthClient
-from vllm_proxy.edge.api import build_api, routes_of
-from vllm_proxy.edge.asgi import EdgeApp
 from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.exchange import ExchangeContext
+from vllm_proxy.edge.fastapi_app import build_api, routes_of
+from vllm_proxy.edge.fleet_logs import FleetLogs
+from vllm_proxy.edge.front_door import EdgeApp
 from vllm_proxy.edge.hosts import Hosts
 from vllm_proxy.edge.http_protocol import with_limits
 from vllm_proxy.edge.inference import InferenceEndpoint
-from vllm_proxy.edge.maintenance import FleetLogs
 from vllm_proxy.edge.metrics import EdgeMetrics, leave_multiprocess, prepare_multiprocess
 from vllm_proxy.edge.routes.admin import admin_router
 from vllm_proxy.edge.routes.health import health_router

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.common.engine_routes import EngineRoute
 from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.common.ids import accept_request_id, accept_traceparent
-from vllm_proxy.common.routes import EngineRoute
 from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response

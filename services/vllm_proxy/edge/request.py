@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from vllm_proxy.common.engine_routes import EngineRoute
 from vllm_proxy.common.logging import log_fields
-from vllm_proxy.common.routes import EngineRoute
 from vllm_proxy.edge.errors import HeaderList
 
 log = logging.getLogger("vllm_proxy.edge.requests")

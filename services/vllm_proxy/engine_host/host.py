@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.router.v1 import router_pb2
+from vllm_proxy.common.engine_routes import ENGINE_ROUTES
 from vllm_proxy.common.errors import (
     EngineFailed,
     EngineUnavailable,
@@ -18,7 +19,6 @@ from vllm_proxy.common.errors import (
     ServiceError,
 )
 from vllm_proxy.common.ids import new_incarnation
-from vllm_proxy.common.routes import ENGINE_ROUTES
 from vllm_proxy.engine_host.config import HostConfig
 from vllm_proxy.engine_host.engines.base import Engine, EngineLoad
 from vllm_proxy.engine_host.in_flight import STOPPING, InFlight

@@ -25,10 +25,10 @@ from vllm_proxy.router.config import RouterConfig
 from vllm_proxy.router.convergence import Convergence
 from vllm_proxy.router.declaration_store import DeclarationStore
 from vllm_proxy.router.declarations import Declarations
+from vllm_proxy.router.host_snapshots import HostSnapshots
 from vllm_proxy.router.hosts import HostBook
 from vllm_proxy.router.metrics import RouterMetrics
 from vllm_proxy.router.named_locks import NamedLocks
-from vllm_proxy.router.picture_log import PictureLog
 from vllm_proxy.router.registrar import Registrar
 from vllm_proxy.router.servicer import SERVICE_NAME, RouterServicer
 from vllm_proxy.router.watch import TableFeed
@@ -67,7 +67,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         feed = TableFeed(
             config.policy, config.model_backend_mapping, config.heartbeat_s, first_version=time.time_ns() // 1000
         )
-        picture = PictureLog(hosts, store)
+        picture = HostSnapshots(hosts, store)
         registrar = Registrar(hosts, declarations, locks)
 
         hosts.restore(state.hosts)

@@ -12,7 +12,7 @@ import grpc.aio
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.engine.v1 import engine_pb2, engine_pb2_grpc
-from vllm_proxy.common.routes import EDGE_ROUTES
+from vllm_proxy.common.engine_routes import EDGE_ROUTES
 from vllm_proxy.common.settings import LoadedSettings, Settings
 from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext

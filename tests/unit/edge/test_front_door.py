@@ -29,11 +29,11 @@ from vllm_proxy.common.maintenance import LogFolder
 from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.common.rpc.status import to_status
 from vllm_proxy.edge.admission import AdmissionRefused
-from vllm_proxy.edge.api import build_api, routes_of
-from vllm_proxy.edge.asgi import EdgeApp
 from vllm_proxy.edge.exchange import ExchangeContext
+from vllm_proxy.edge.fastapi_app import build_api, routes_of
+from vllm_proxy.edge.fleet_logs import FleetLogs
+from vllm_proxy.edge.front_door import EdgeApp
 from vllm_proxy.edge.inference import InferenceEndpoint
-from vllm_proxy.edge.maintenance import FleetLogs
 from vllm_proxy.edge.metrics import EdgeMetrics
 from vllm_proxy.edge.routes.admin import admin_router
 from vllm_proxy.edge.routes.health import health_router

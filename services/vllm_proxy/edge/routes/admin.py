@@ -15,7 +15,7 @@ from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RouterUnav
 from vllm_proxy.common.ids import REQUEST_ID_METADATA, accept_request_id
 from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.edge.admission import AuthClient
-from vllm_proxy.edge.maintenance import FleetLogs
+from vllm_proxy.edge.fleet_logs import FleetLogs
 from vllm_proxy.edge.routes.authorization import requires
 
 T = TypeVar("T")

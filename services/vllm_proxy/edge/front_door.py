@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
+from vllm_proxy.common.engine_routes import EDGE_ROUTES
 from vllm_proxy.common.errors import HeadersTooLarge, MethodNotAllowed, RequestTooLarge, RouteNotFound, ServiceError
 from vllm_proxy.common.ids import accept_request_id
-from vllm_proxy.common.routes import EDGE_ROUTES
 from vllm_proxy.edge.errors import unexpected
 from vllm_proxy.edge.inference import InferenceEndpoint, send_error
 from vllm_proxy.edge.response_writer import AsgiApp, Message, Receive, Scope, Send

@@ -1,4 +1,4 @@
-"""Writes the picture of the hosts down after each change, for the router that comes after this one."""
+"""Writes down which hosts there are after each change, for the router that comes after this one."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from vllm_proxy.router.hosts import HostBook
 log = logging.getLogger(__name__)
 
 
-class PictureLog:
+class HostSnapshots:
     def __init__(self, hosts: HostBook, store: DeclarationStore) -> None:
         self._hosts = hosts
         self._store = store
         self._dirty = asyncio.Event()
 
     def note(self, _host: str) -> None:
-        """The picture changed."""
+        """A host changed."""
         self._dirty.set()
 
     async def run(self) -> None:
-        """Writes the newest picture whenever there is a newer one, until cancelled."""
+        """Writes the newest state whenever there is a newer one, until cancelled."""
         while True:
             await self._dirty.wait()
             self._dirty.clear()
             try:
                 await self._store.save_hosts(self._hosts.table())
             except sqlite3.Error:
-                log.exception("the picture of the hosts was not written")
+                log.exception("the state of the hosts was not written")
