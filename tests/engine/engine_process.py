@@ -116,7 +116,6 @@ async def run(config: Path) -> int:
         allow_runtime_updates=lora.runtime_resolver.allow_runtime_updates,
         preload=tuple(lora.preload),
         load_timeout_s=settings.engine_host.adapter_load_timeout_s,
-        drain_timeout_s=settings.engine_host.adapter_drain_timeout_s,
     )
     try:
         await engine.start()

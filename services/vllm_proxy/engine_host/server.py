@@ -178,7 +178,6 @@ def _adapter_policy(settings: Settings, config: HostConfig) -> AdapterPolicy:
         allow_runtime_updates=resolver.allow_runtime_updates,
         preload=tuple(lora.preload) if config.engine == "vllm" else (),
         load_timeout_s=config.limits.adapter_load_timeout_s,
-        drain_timeout_s=config.limits.adapter_drain_timeout_s,
     )
 
 

@@ -64,8 +64,6 @@ class AdapterPolicy:
     allow_runtime_updates: bool = True
     preload: tuple[LoraPreload, ...] = ()
     load_timeout_s: float = 120.0
-    #: What the engine takes to drain an adapter before it aborts its requests.
-    drain_timeout_s: float = 120.0
 
 
 class AdapterRegistry:
