@@ -13,9 +13,12 @@
     ├── NotFound
     │   ├── ModelNotFound
     │   ├── AdapterNotFound
+    │   ├── KeyNotFound
     │   └── RouteNotFound
     ├── MethodNotAllowed
     ├── AdapterExists
+    ├── KeyIsDeclared           the keys file owns it; change it there
+    ├── KeyIsRevoked            nothing brings it back; make another
     ├── RateLimited             waiting helps
     │   └── QuotaExceeded       waiting does not
     ├── RequestTimeout          the request's own time is over
@@ -149,6 +152,13 @@ class AdapterNotFound(NotFound):
     default_message = "The adapter does not exist."
 
 
+class KeyNotFound(NotFound):
+    reason = "KEY_NOT_FOUND"
+    openai_type = "invalid_request_error"
+    openai_code = "key_not_found"
+    default_message = "There is no key of this id."
+
+
 class RouteNotFound(NotFound):
     reason = "ROUTE_NOT_FOUND"
     openai_type = "invalid_request_error"
@@ -172,6 +182,24 @@ class AdapterExists(ServiceError):
     openai_type = "invalid_request_error"
     openai_code = "adapter_exists"
     default_message = "An adapter of this name is loaded already."
+
+
+class KeyIsDeclared(ServiceError):
+    reason = "KEY_IS_DECLARED"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    openai_type = "invalid_request_error"
+    openai_code = "key_is_declared"
+    default_message = "This key is declared in the keys file; change it there and reload."
+
+
+class KeyIsRevoked(ServiceError):
+    reason = "KEY_IS_REVOKED"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    openai_type = "invalid_request_error"
+    openai_code = "key_is_revoked"
+    default_message = "This key is revoked for good; make another."
 
 
 class RateLimited(ServiceError):

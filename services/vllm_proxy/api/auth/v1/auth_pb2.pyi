@@ -1,3 +1,4 @@
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -28,6 +29,37 @@ class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OUTCOME_CANCELLED: _ClassVar[Outcome]
     OUTCOME_FAILED: _ClassVar[Outcome]
     OUTCOME_NOT_SENT: _ClassVar[Outcome]
+
+class QuotaPeriod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUOTA_PERIOD_UNSPECIFIED: _ClassVar[QuotaPeriod]
+    QUOTA_PERIOD_TOTAL: _ClassVar[QuotaPeriod]
+    QUOTA_PERIOD_DAY: _ClassVar[QuotaPeriod]
+    QUOTA_PERIOD_MONTH: _ClassVar[QuotaPeriod]
+
+class KeySource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KEY_SOURCE_UNSPECIFIED: _ClassVar[KeySource]
+    KEY_SOURCE_DECLARED: _ClassVar[KeySource]
+    KEY_SOURCE_CREATED: _ClassVar[KeySource]
+
+class KeyState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KEY_STATE_UNSPECIFIED: _ClassVar[KeyState]
+    KEY_STATE_ACTIVE: _ClassVar[KeyState]
+    KEY_STATE_DISABLED: _ClassVar[KeyState]
+    KEY_STATE_EXPIRED: _ClassVar[KeyState]
+    KEY_STATE_REVOKED: _ClassVar[KeyState]
+
+class UsageGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USAGE_GROUP_UNSPECIFIED: _ClassVar[UsageGroup]
+    USAGE_GROUP_KEY: _ClassVar[UsageGroup]
+    USAGE_GROUP_USER: _ClassVar[UsageGroup]
+    USAGE_GROUP_MODEL: _ClassVar[UsageGroup]
+    USAGE_GROUP_BASE_MODEL: _ClassVar[UsageGroup]
+    USAGE_GROUP_HOUR: _ClassVar[UsageGroup]
+    USAGE_GROUP_DAY: _ClassVar[UsageGroup]
 OPERATION_UNSPECIFIED: Operation
 OPERATION_INFERENCE: Operation
 OPERATION_READ: Operation
@@ -41,6 +73,25 @@ OUTCOME_FINISHED: Outcome
 OUTCOME_CANCELLED: Outcome
 OUTCOME_FAILED: Outcome
 OUTCOME_NOT_SENT: Outcome
+QUOTA_PERIOD_UNSPECIFIED: QuotaPeriod
+QUOTA_PERIOD_TOTAL: QuotaPeriod
+QUOTA_PERIOD_DAY: QuotaPeriod
+QUOTA_PERIOD_MONTH: QuotaPeriod
+KEY_SOURCE_UNSPECIFIED: KeySource
+KEY_SOURCE_DECLARED: KeySource
+KEY_SOURCE_CREATED: KeySource
+KEY_STATE_UNSPECIFIED: KeyState
+KEY_STATE_ACTIVE: KeyState
+KEY_STATE_DISABLED: KeyState
+KEY_STATE_EXPIRED: KeyState
+KEY_STATE_REVOKED: KeyState
+USAGE_GROUP_UNSPECIFIED: UsageGroup
+USAGE_GROUP_KEY: UsageGroup
+USAGE_GROUP_USER: UsageGroup
+USAGE_GROUP_MODEL: UsageGroup
+USAGE_GROUP_BASE_MODEL: UsageGroup
+USAGE_GROUP_HOUR: UsageGroup
+USAGE_GROUP_DAY: UsageGroup
 
 class SessionRequest(_message.Message):
     __slots__ = ("hello", "admits", "settles", "renew_lease_ids")
@@ -137,7 +188,7 @@ class RateLimitState(_message.Message):
     def __init__(self, limit: _Optional[int] = ..., remaining: _Optional[int] = ..., reset_ms: _Optional[int] = ...) -> None: ...
 
 class SettleRequest(_message.Message):
-    __slots__ = ("seq", "lease_id", "attempt", "source", "outcome", "usage", "model", "host")
+    __slots__ = ("seq", "lease_id", "attempt", "source", "outcome", "usage", "model", "host", "base_model")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +197,7 @@ class SettleRequest(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     seq: int
     lease_id: str
     attempt: int
@@ -154,7 +206,8 @@ class SettleRequest(_message.Message):
     usage: TokenUsage
     model: str
     host: str
-    def __init__(self, seq: _Optional[int] = ..., lease_id: _Optional[str] = ..., attempt: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., usage: _Optional[_Union[TokenUsage, _Mapping]] = ..., model: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+    base_model: str
+    def __init__(self, seq: _Optional[int] = ..., lease_id: _Optional[str] = ..., attempt: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., usage: _Optional[_Union[TokenUsage, _Mapping]] = ..., model: _Optional[str] = ..., host: _Optional[str] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class TokenUsage(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -175,8 +228,10 @@ class SettleResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., applied: _Optional[bool] = ...) -> None: ...
 
 class ReloadKeysRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("actor",)
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    actor: Actor
+    def __init__(self, actor: _Optional[_Union[Actor, _Mapping]] = ...) -> None: ...
 
 class ReloadKeysResponse(_message.Message):
     __slots__ = ("keys", "problems")
@@ -186,18 +241,63 @@ class ReloadKeysResponse(_message.Message):
     problems: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, keys: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class ListKeysRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+class Actor(_message.Message):
+    __slots__ = ("key_id", "user", "client_address", "request_id")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    user: str
+    client_address: str
+    request_id: str
+    def __init__(self, key_id: _Optional[str] = ..., user: _Optional[str] = ..., client_address: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
-class ListKeysResponse(_message.Message):
-    __slots__ = ("keys",)
-    KEYS_FIELD_NUMBER: _ClassVar[int]
-    keys: _containers.RepeatedCompositeFieldContainer[Key]
-    def __init__(self, keys: _Optional[_Iterable[_Union[Key, _Mapping]]] = ...) -> None: ...
+class KeySpec(_message.Message):
+    __slots__ = ("user", "name", "enabled", "quota", "quota_period", "rate_limit", "max_response_tokens", "models", "model_limits", "expires_at_ms", "priority")
+    class ModelLimitsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: KeyLimits
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[KeyLimits, _Mapping]] = ...) -> None: ...
+    USER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_PERIOD_FIELD_NUMBER: _ClassVar[int]
+    RATE_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    name: str
+    enabled: bool
+    quota: int
+    quota_period: QuotaPeriod
+    rate_limit: KeyLimits
+    max_response_tokens: int
+    models: _containers.RepeatedScalarFieldContainer[str]
+    model_limits: _containers.MessageMap[str, KeyLimits]
+    expires_at_ms: int
+    priority: str
+    def __init__(self, user: _Optional[str] = ..., name: _Optional[str] = ..., enabled: _Optional[bool] = ..., quota: _Optional[int] = ..., quota_period: _Optional[_Union[QuotaPeriod, str]] = ..., rate_limit: _Optional[_Union[KeyLimits, _Mapping]] = ..., max_response_tokens: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., model_limits: _Optional[_Mapping[str, KeyLimits]] = ..., expires_at_ms: _Optional[int] = ..., priority: _Optional[str] = ...) -> None: ...
+
+class KeyLimits(_message.Message):
+    __slots__ = ("qps", "concurrent", "tokens_per_minute")
+    QPS_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    qps: float
+    concurrent: int
+    tokens_per_minute: int
+    def __init__(self, qps: _Optional[float] = ..., concurrent: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ...) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("key_id", "prefix", "user", "enabled", "quota", "prompt_tokens", "completion_tokens", "requests", "running", "reserved_tokens")
+    __slots__ = ("key_id", "prefix", "user", "enabled", "quota", "prompt_tokens", "completion_tokens", "requests", "running", "reserved_tokens", "spec", "source", "state", "created_at_ms", "created_by", "last_used_at_ms", "old_secret_expires_at_ms", "revoked_at_ms", "quota_used", "quota_resets_at_ms")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +308,16 @@ class Key(_message.Message):
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     RESERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    OLD_SECRET_EXPIRES_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_USED_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_RESETS_AT_MS_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     prefix: str
     user: str
@@ -218,7 +328,261 @@ class Key(_message.Message):
     requests: int
     running: int
     reserved_tokens: int
-    def __init__(self, key_id: _Optional[str] = ..., prefix: _Optional[str] = ..., user: _Optional[str] = ..., enabled: _Optional[bool] = ..., quota: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., running: _Optional[int] = ..., reserved_tokens: _Optional[int] = ...) -> None: ...
+    spec: KeySpec
+    source: KeySource
+    state: KeyState
+    created_at_ms: int
+    created_by: str
+    last_used_at_ms: int
+    old_secret_expires_at_ms: int
+    revoked_at_ms: int
+    quota_used: int
+    quota_resets_at_ms: int
+    def __init__(self, key_id: _Optional[str] = ..., prefix: _Optional[str] = ..., user: _Optional[str] = ..., enabled: _Optional[bool] = ..., quota: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., running: _Optional[int] = ..., reserved_tokens: _Optional[int] = ..., spec: _Optional[_Union[KeySpec, _Mapping]] = ..., source: _Optional[_Union[KeySource, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., created_at_ms: _Optional[int] = ..., created_by: _Optional[str] = ..., last_used_at_ms: _Optional[int] = ..., old_secret_expires_at_ms: _Optional[int] = ..., revoked_at_ms: _Optional[int] = ..., quota_used: _Optional[int] = ..., quota_resets_at_ms: _Optional[int] = ...) -> None: ...
+
+class CreateKeyRequest(_message.Message):
+    __slots__ = ("spec", "actor")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    spec: KeySpec
+    actor: Actor
+    def __init__(self, spec: _Optional[_Union[KeySpec, _Mapping]] = ..., actor: _Optional[_Union[Actor, _Mapping]] = ...) -> None: ...
+
+class CreateKeyResponse(_message.Message):
+    __slots__ = ("key", "secret")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    secret: str
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., secret: _Optional[str] = ...) -> None: ...
+
+class GetKeyRequest(_message.Message):
+    __slots__ = ("key_id",)
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    def __init__(self, key_id: _Optional[str] = ...) -> None: ...
+
+class GetKeyResponse(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ...) -> None: ...
+
+class ListKeysRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "user", "show_revoked")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    SHOW_REVOKED_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    user: str
+    show_revoked: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., user: _Optional[str] = ..., show_revoked: _Optional[bool] = ...) -> None: ...
+
+class ListKeysResponse(_message.Message):
+    __slots__ = ("keys", "next_page_token")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[Key]
+    next_page_token: str
+    def __init__(self, keys: _Optional[_Iterable[_Union[Key, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateKeyRequest(_message.Message):
+    __slots__ = ("key_id", "spec", "update_mask", "actor")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    spec: KeySpec
+    update_mask: _field_mask_pb2.FieldMask
+    actor: Actor
+    def __init__(self, key_id: _Optional[str] = ..., spec: _Optional[_Union[KeySpec, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., actor: _Optional[_Union[Actor, _Mapping]] = ...) -> None: ...
+
+class UpdateKeyResponse(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ...) -> None: ...
+
+class DeleteKeyRequest(_message.Message):
+    __slots__ = ("key_id", "actor")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    actor: Actor
+    def __init__(self, key_id: _Optional[str] = ..., actor: _Optional[_Union[Actor, _Mapping]] = ...) -> None: ...
+
+class DeleteKeyResponse(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ...) -> None: ...
+
+class RotateKeyRequest(_message.Message):
+    __slots__ = ("key_id", "overlap_ms", "actor")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_MS_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    overlap_ms: int
+    actor: Actor
+    def __init__(self, key_id: _Optional[str] = ..., overlap_ms: _Optional[int] = ..., actor: _Optional[_Union[Actor, _Mapping]] = ...) -> None: ...
+
+class RotateKeyResponse(_message.Message):
+    __slots__ = ("key", "secret")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    secret: str
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., secret: _Optional[str] = ...) -> None: ...
+
+class QueryUsageRequest(_message.Message):
+    __slots__ = ("from_ms", "to_ms", "group_by", "key_id", "user", "model", "page_size", "page_token")
+    FROM_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_MS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    from_ms: int
+    to_ms: int
+    group_by: _containers.RepeatedScalarFieldContainer[UsageGroup]
+    key_id: str
+    user: str
+    model: str
+    page_size: int
+    page_token: str
+    def __init__(self, from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ..., group_by: _Optional[_Iterable[_Union[UsageGroup, str]]] = ..., key_id: _Optional[str] = ..., user: _Optional[str] = ..., model: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class QueryUsageResponse(_message.Message):
+    __slots__ = ("rows", "next_page_token", "from_ms", "to_ms")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FROM_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_MS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
+    next_page_token: str
+    from_ms: int
+    to_ms: int
+    def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
+
+class UsageRow(_message.Message):
+    __slots__ = ("key_id", "user", "model", "base_model", "start_ms", "requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    START_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    user: str
+    model: str
+    base_model: str
+    start_ms: int
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    def __init__(self, key_id: _Optional[str] = ..., user: _Optional[str] = ..., model: _Optional[str] = ..., base_model: _Optional[str] = ..., start_ms: _Optional[int] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+
+class GetOwnUsageRequest(_message.Message):
+    __slots__ = ("api_key_sha256", "client_is_local", "from_ms", "to_ms")
+    API_KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_IS_LOCAL_FIELD_NUMBER: _ClassVar[int]
+    FROM_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_MS_FIELD_NUMBER: _ClassVar[int]
+    api_key_sha256: bytes
+    client_is_local: bool
+    from_ms: int
+    to_ms: int
+    def __init__(self, api_key_sha256: _Optional[bytes] = ..., client_is_local: _Optional[bool] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
+
+class GetOwnUsageResponse(_message.Message):
+    __slots__ = ("key", "limits", "requests", "tokens", "quota_remaining", "rows", "from_ms", "to_ms")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_REMAINING_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FROM_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_MS_FIELD_NUMBER: _ClassVar[int]
+    key: Key
+    limits: KeyLimits
+    requests: RateLimitState
+    tokens: RateLimitState
+    quota_remaining: int
+    rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
+    from_ms: int
+    to_ms: int
+    def __init__(self, key: _Optional[_Union[Key, _Mapping]] = ..., limits: _Optional[_Union[KeyLimits, _Mapping]] = ..., requests: _Optional[_Union[RateLimitState, _Mapping]] = ..., tokens: _Optional[_Union[RateLimitState, _Mapping]] = ..., quota_remaining: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
+
+class RecordActionRequest(_message.Message):
+    __slots__ = ("actor", "action", "target", "outcome", "detail")
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    actor: Actor
+    action: str
+    target: str
+    outcome: str
+    detail: str
+    def __init__(self, actor: _Optional[_Union[Actor, _Mapping]] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., outcome: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class RecordActionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAuditLogRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "actor", "action", "target", "from_ms", "to_ms")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    FROM_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_MS_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    actor: str
+    action: str
+    target: str
+    from_ms: int
+    to_ms: int
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
+
+class ListAuditLogResponse(_message.Message):
+    __slots__ = ("entries", "next_page_token")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
+    next_page_token: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class AuditEntry(_message.Message):
+    __slots__ = ("at_ms", "actor", "action", "target", "outcome", "detail")
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    at_ms: int
+    actor: Actor
+    action: str
+    target: str
+    outcome: str
+    detail: str
+    def __init__(self, at_ms: _Optional[int] = ..., actor: _Optional[_Union[Actor, _Mapping]] = ..., action: _Optional[str] = ..., target: _Optional[str] = ..., outcome: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ListLeasesRequest(_message.Message):
     __slots__ = ()

@@ -58,10 +58,55 @@ class AuthServiceStub:
                 request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ReloadKeysRequest.SerializeToString,
                 response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ReloadKeysResponse.FromString,
                 _registered_method=True)
+        self.CreateKey = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/CreateKey',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.CreateKeyRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.CreateKeyResponse.FromString,
+                _registered_method=True)
+        self.GetKey = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/GetKey',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetKeyRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetKeyResponse.FromString,
+                _registered_method=True)
         self.ListKeys = channel.unary_unary(
                 '/vllm_proxy.api.auth.v1.AuthService/ListKeys',
                 request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/UpdateKey',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.UpdateKeyResponse.FromString,
+                _registered_method=True)
+        self.DeleteKey = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/DeleteKey',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.DeleteKeyRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.DeleteKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/RotateKey',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
+        self.QueryUsage = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/QueryUsage',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.QueryUsageRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.QueryUsageResponse.FromString,
+                _registered_method=True)
+        self.GetOwnUsage = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/GetOwnUsage',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetOwnUsageRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetOwnUsageResponse.FromString,
+                _registered_method=True)
+        self.RecordAction = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/RecordAction',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RecordActionRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RecordActionResponse.FromString,
+                _registered_method=True)
+        self.ListAuditLog = channel.unary_unary(
+                '/vllm_proxy.api.auth.v1.AuthService/ListAuditLog',
+                request_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListAuditLogRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListAuditLogResponse.FromString,
                 _registered_method=True)
         self.ListLeases = channel.unary_unary(
                 '/vllm_proxy.api.auth.v1.AuthService/ListLeases',
@@ -107,8 +152,76 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateKey(self, request, context):
+        """Makes a key. The answer holds its secret, which is kept nowhere: only this once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKey(self, request, context):
+        """One key. Fails with KEY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListKeys(self, request, context):
-        """The declared keys, with secrets masked, and what each has used.
+        """Keys page by page, never their secrets or hashes, and what each has used: first the declared ones in the order of
+        their file, then the made ones from the oldest on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateKey(self, request, context):
+        """Changes the fields that `update_mask` names. In force for the next admission once it is answered. Fails with
+        KEY_NOT_FOUND, KEY_IS_DECLARED, KEY_IS_REVOKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteKey(self, request, context):
+        """Revokes a key for good: the next request with it is refused, those that run end by themselves. Its usage stays.
+        Revoking it again changes nothing. Fails with KEY_NOT_FOUND, KEY_IS_DECLARED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """Gives a key a new secret. The one it had stays good for an overlap, then lapses by itself; one that still
+        overlapped from an earlier rotation lapses at once. Id, limits and usage stay. Fails with KEY_NOT_FOUND,
+        KEY_IS_DECLARED, KEY_IS_REVOKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryUsage(self, request, context):
+        """What was used, by key, user, model, base model, hour or day. Exact up to the last settlement that was answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOwnUsage(self, request, context):
+        """A key's own view: its limits, what is left of them, and its tokens by day and model. Fails with INVALID_API_KEY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordAction(self, request, context):
+        """Enters an administrative action that another service carried out into the audit log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditLog(self, request, context):
+        """Administrative actions page by page, the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,10 +257,55 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ReloadKeysRequest.FromString,
                     response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ReloadKeysResponse.SerializeToString,
             ),
+            'CreateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateKey,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.CreateKeyRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.CreateKeyResponse.SerializeToString,
+            ),
+            'GetKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKey,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetKeyRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetKeyResponse.SerializeToString,
+            ),
             'ListKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListKeys,
                     request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListKeysRequest.FromString,
                     response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.UpdateKeyResponse.SerializeToString,
+            ),
+            'DeleteKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteKey,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.DeleteKeyRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.DeleteKeyResponse.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RotateKeyRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RotateKeyResponse.SerializeToString,
+            ),
+            'QueryUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUsage,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.QueryUsageRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.QueryUsageResponse.SerializeToString,
+            ),
+            'GetOwnUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOwnUsage,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetOwnUsageRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetOwnUsageResponse.SerializeToString,
+            ),
+            'RecordAction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordAction,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RecordActionRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RecordActionResponse.SerializeToString,
+            ),
+            'ListAuditLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditLog,
+                    request_deserializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListAuditLogRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListAuditLogResponse.SerializeToString,
             ),
             'ListLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLeases,
@@ -278,6 +436,60 @@ class AuthService:
             _registered_method=True)
 
     @staticmethod
+    def CreateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/CreateKey',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.CreateKeyRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.CreateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/GetKey',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetKeyRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListKeys(request,
             target,
             options=(),
@@ -294,6 +506,195 @@ class AuthService:
             '/vllm_proxy.api.auth.v1.AuthService/ListKeys',
             vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListKeysRequest.SerializeToString,
             vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/UpdateKey',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.UpdateKeyRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.UpdateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/DeleteKey',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.DeleteKeyRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.DeleteKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/RotateKey',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RotateKeyRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/QueryUsage',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.QueryUsageRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.QueryUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOwnUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/GetOwnUsage',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetOwnUsageRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.GetOwnUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordAction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/RecordAction',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RecordActionRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.RecordActionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.auth.v1.AuthService/ListAuditLog',
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListAuditLogRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_auth_dot_v1_dot_auth__pb2.ListAuditLogResponse.FromString,
             options,
             channel_credentials,
             insecure,
