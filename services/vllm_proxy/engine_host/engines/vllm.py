@@ -31,9 +31,11 @@ from vllm_proxy.engine_host.engines.base import (
     Scope,
     Send,
 )
+from vllm_proxy.engine_host.engines.engine_output import EngineOutput
+from vllm_proxy.engine_host.engines.engine_owner import reap_leftovers, reap_own
 from vllm_proxy.engine_host.engines.vllm_command import StartCommand, read_command
 from vllm_proxy.engine_host.engines.vllm_lora import VllmAdapters, take_over
-from vllm_proxy.engine_host.engines.vllm_process import EngineOutput, reap_leftovers, reap_own, set_environment
+from vllm_proxy.engine_host.engines.vllm_process import set_environment
 from vllm_proxy.engine_host.engines.vllm_start import EngineStart
 from vllm_proxy.engine_host.engines.vllm_usage import meter_engine
 

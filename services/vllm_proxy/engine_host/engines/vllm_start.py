@@ -18,8 +18,8 @@ from typing import Any
 
 from vllm_proxy.common.settings import ConfigError, Lora
 from vllm_proxy.engine_host.engines.base import EngineDied
+from vllm_proxy.engine_host.engines.engine_owner import reap_own
 from vllm_proxy.engine_host.engines.vllm_command import StartCommand, parse_arguments
-from vllm_proxy.engine_host.engines.vllm_process import reap_own
 from vllm_proxy.engine_host.engines.vllm_worker import PLUGIN_NAME
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-#: Set by the host for its engine's processes: "pid:start time" of the host. Leftovers are found by it.
-OWNER_VARIABLE = "VLLM_PROXY_ENGINE_OWNER"
+from vllm_proxy.engine_host.engines.engine_owner import OWNER_VARIABLE
 
 #: The entry point's name; VLLM_PLUGINS must list it.
 PLUGIN_NAME = "vllm_proxy"
