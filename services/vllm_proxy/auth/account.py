@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vllm_proxy.auth.config import Limits
 from vllm_proxy.auth.keys import ApiKey
 from vllm_proxy.auth.lease import Usage
 from vllm_proxy.auth.limiter import NS_PER_SECOND, Bucket, Reservation, ReservingBucket, per_minute, per_second
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.store import Balance
 from vllm_proxy.common.errors import QuotaExceeded, RateLimited
 
@@ -93,20 +93,20 @@ class Account:
     def _over_quota(self, quota: int, prompt_tokens: int) -> Refusal | None:
         """A small rest may still be used: a request needs room for its prompt, and reserves at most what is left.
         Reservations together never exceed the quota."""
-        left = quota - self.balance.charged
+        left = quota - self.balance.charged_tokens
         needed = max(1, prompt_tokens)
         if left < needed:
             return Refusal(
                 QuotaExceeded.reason,
-                f"The quota of {quota} tokens of this API key is used up: {self.balance.charged} are used, this "
+                f"The quota of {quota} tokens of this API key is used up: {self.balance.charged_tokens} are used, this "
                 f"request needs at least {needed}.",
                 "quota",
             )
         if left - self.reserved_tokens < needed:
             return Refusal(
                 QuotaExceeded.reason,
-                f"The quota of {quota} tokens of this API key has no room now: {self.balance.charged} are used and "
-                f"{self.reserved_tokens} reserved by {self.running} running requests, this one needs at least "
+                f"The quota of {quota} tokens of this API key has no room now: {self.balance.charged_tokens} are used "
+                f"and {self.reserved_tokens} reserved by {self.running} running requests, this one needs at least "
                 f"{needed}.",
                 "quota",
                 RETRY_WHEN_ONE_ENDS_NS,
@@ -117,7 +117,7 @@ class Account:
         """Counts an admitted request; returns the tokens reserved of the quota, and of the tokens per minute."""
         reserved = wanted_tokens
         if key.quota is not None:
-            reserved = min(reserved, key.quota - self.balance.charged - self.reserved_tokens)
+            reserved = min(reserved, key.quota - self.balance.charged_tokens - self.reserved_tokens)
         self.running += 1
         self.reserved_tokens += reserved
         if self.requests is not None:
@@ -147,16 +147,18 @@ class Account:
         bucket.add(tokens, at_ns)
         return None
 
-    def charge(self, used: Usage, requests: int) -> None:
+    def charge(self, used: Usage, charged: int, requests: int, at_ms: int) -> None:
         """Adds to what the key has used. Differences may be negative."""
         balance = self.balance
         balance.prompt_tokens += used.prompt
         balance.cached_tokens += used.cached
         balance.completion_tokens += used.completion
         balance.requests += requests
+        balance.charged_tokens += charged
+        balance.last_used_ms = at_ms
 
     def quota_remaining(self, key: ApiKey) -> int | None:
-        return None if key.quota is None else key.quota - self.balance.charged - self.reserved_tokens
+        return None if key.quota is None else key.quota - self.balance.charged_tokens - self.reserved_tokens
 
 
 def _limited(limit_name: str, message: str, wait_ns: int) -> Refusal:

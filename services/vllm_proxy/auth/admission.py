@@ -12,12 +12,14 @@ import secrets
 from collections.abc import Iterable, Iterator
 
 from vllm_proxy.auth.account import Account, Refusal
+from vllm_proxy.auth.clock import Clock
 from vllm_proxy.auth.closed_leases import ClosedLeases, outranks
-from vllm_proxy.auth.config import AuthConfig, Limits
-from vllm_proxy.auth.decision import Ask, Clock, Decision, Verdict
-from vllm_proxy.auth.keys import ApiKey, KeyRing
-from vllm_proxy.auth.lease import Lease, Operation, Outcome, Settlement, Source, Usage
+from vllm_proxy.auth.config import AuthConfig
+from vllm_proxy.auth.decision import Ask, Decision, Verdict
+from vllm_proxy.auth.keys import ApiKey, KeyRing, key_id_of
+from vllm_proxy.auth.lease import ClosedLease, Lease, Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
 from vllm_proxy.common.errors import InvalidApiKey, InvalidRequest, KeyDisabled, PermissionDenied
@@ -35,6 +37,7 @@ class Admission:
         self._metrics = metrics
         self._limits = config.limits
         self._default_response_tokens = config.default_response_tokens
+        self._cached_weight_ppm = config.cached_weight_ppm
         self._ttl_ns = config.lease_ttl_ns
         self._limits_since_ns = clock.now_ns()
         self._accounts: dict[bytes, Account] = {}
@@ -73,7 +76,7 @@ class Admission:
         self._closed.restore(state.recent, now_ns, now_ms)
         spent = [
             *((lease.opened_at_ms, lease.account, lease.reserved_tokens, lease) for lease in self._open.values()),
-            *((row.settled_at_ms, row.account, max(0, row.charged), None) for row in state.recent),
+            *((row.settled_at_ms, row.account, max(0, row.charged_tokens), None) for row in state.recent),
         ]
         for at_ms, digest, tokens, holder in sorted(spent, key=lambda event: event[0]):
             at_ns = now_ns - max(0, now_ms - at_ms) * 1_000_000
@@ -84,9 +87,20 @@ class Admission:
 
     # Keys and limits
 
-    def use_keys(self, keys: KeyRing) -> None:
-        self.keys = keys
-        self._metrics.keys.set(len(keys))
+    def declare_keys(self, keys: Iterable[ApiKey]) -> None:
+        """Replaces the keys of the declared file."""
+        self.keys.declare(keys)
+        self._metrics.keys.set(len(self.keys))
+
+    def put_key(self, key: ApiKey) -> None:
+        """Takes a key that the API made or changed; the caller makes it durable."""
+        self.keys.put(key)
+        self._metrics.keys.set(len(self.keys))
+
+    def remove_key(self, digest: bytes) -> None:
+        """Takes away a key that the API made. What it runs goes on and settles."""
+        self.keys.remove(digest)
+        self._metrics.keys.set(len(self.keys))
 
     def use_limits(self, limits: Limits) -> None:
         if limits == self._limits:
@@ -137,7 +151,14 @@ class Admission:
         lease_id = f"{self._lease_prefix}-{next(self._lease_numbers):x}"
         decision.lease_id, decision.reserved_tokens = lease_id, reserved
         decision.record = LeaseOpened(
-            lease_id, key.digest, ask.owner_id, ask.request_id, ask.model, reserved, self._clock.unix_ms()
+            lease_id,
+            key.digest,
+            ask.owner_id,
+            ask.request_id,
+            ask.model,
+            reserved,
+            self._clock.unix_ms(),
+            key.user,
         )
         self._open[lease_id] = Lease(*decision.record, expires_ns=now_ns + self._ttl_ns, reservation=reservation)
         self._metrics.admissions["admitted", ""] += 1
@@ -220,15 +241,17 @@ class Admission:
         now_ns = self._clock.now_ns()
         del self._open[lease.lease_id]
         account = self._account(lease.account, now_ns)
-        account.release(lease.reserved_tokens, lease.reservation, by.usage.charged, now_ns)
+        charged = by.usage.charged(self._cached_weight_ppm)
+        account.release(lease.reserved_tokens, lease.reservation, charged, now_ns)
         requests = 1 if by.attempt else 0
-        account.charge(by.usage, requests)
-        self._closed.add(lease, by, now_ns)
+        at_ms = self._clock.unix_ms()
+        account.charge(by.usage, charged, requests, at_ms)
+        self._closed.add(lease, by, charged, now_ns)
         metrics = self._metrics
         metrics.settlements["settled" if requests else "lapsed"] += 1
         metrics.prompt_tokens += by.usage.prompt
         metrics.completion_tokens += by.usage.completion
-        return self._entry(by, lease.account, lease.request_id, by.usage, requests, closes=True)
+        return self._entry(by, lease, by.usage, charged, requests, at_ms)
 
     def _correct(self, given: Settlement) -> Verdict:
         """A settlement of a lease that is closed already: a later try, the host's own count, or the first word on
@@ -244,28 +267,34 @@ class Admission:
         difference = Usage(*(new - old for new, old in zip(given.usage, closed.usage, strict=True)))
         account = self._account(closed.account, now_ns)
         requests = 0 if closed.attempt else 1
-        account.charge(difference, requests)
-        if account.tokens is not None and difference.charged > 0:
-            account.tokens.add(difference.charged, now_ns)
-        closed.attempt, closed.source, closed.usage = given.attempt, given.source, given.usage
+        charged = given.usage.charged(self._cached_weight_ppm)
+        more = charged - closed.charged
+        at_ms = self._clock.unix_ms()
+        account.charge(difference, more, requests, at_ms)
+        if account.tokens is not None and more > 0:
+            account.tokens.add(more, now_ns)
+        closed.attempt, closed.source, closed.usage, closed.charged = (
+            given.attempt,
+            given.source,
+            given.usage,
+            charged,
+        )
         self._metrics.settlements["corrected"] += 1
-        entry = self._entry(given, closed.account, closed.request_id, difference, requests, closes=False)
-        return Verdict(True, [entry])
+        return Verdict(True, [self._entry(given, closed, difference, more, requests, at_ms)])
 
     def _entry(
-        self, by: Settlement, account: bytes, request_id: str, usage: Usage, requests: int, *, closes: bool
+        self, by: Settlement, of: Lease | ClosedLease, usage: Usage, charged: int, requests: int, at_ms: int
     ) -> LedgerEntry:
-        key = self.keys.find(account)
-        user = key.user if key is not None else ""
+        closes = type(of) is Lease
         if log.isEnabledFor(logging.INFO):
             log_fields(
                 log,
                 "settled" if closes else "corrected",
                 {
-                    "request_id": request_id,
+                    "request_id": of.request_id,
                     "lease_id": by.lease_id,
-                    "key_id": account[:6].hex(),
-                    "user": user,
+                    "key_id": key_id_of(of.account),
+                    "user": of.user,
                     "model": by.model,
                     "host": by.host,
                     "reason": by.outcome.name if by.attempt else "LAPSED",
@@ -274,11 +303,12 @@ class Admission:
                     "prompt_tokens": usage.prompt,
                     "cached_tokens": usage.cached,
                     "completion_tokens": usage.completion,
+                    "charged_tokens": charged,
                 },
             )
         return LedgerEntry(
-            by.lease_id, account, user, request_id, by.model, by.host, by.attempt, by.source, by.outcome,
-            usage.prompt, usage.cached, usage.completion, requests, closes, self._clock.unix_ms(),
+            by.lease_id, of.account, of.user, of.request_id, by.model, by.host, by.attempt, by.source, by.outcome,
+            usage.prompt, usage.cached, usage.completion, requests, closes, at_ms, charged, by.base_model,
         )  # fmt: skip
 
     def _account(self, digest: bytes, now_ns: int) -> Account:
@@ -310,11 +340,20 @@ def _nothing(lease: Lease) -> Settlement:
 
 
 def _report_of(given: Settlement) -> LeaseReported:
-    return LeaseReported(given.lease_id, given.attempt, given.outcome, *given.usage, given.model, given.host)
+    return LeaseReported(
+        given.lease_id, given.attempt, given.outcome, *given.usage, given.model, given.host, given.base_model
+    )
 
 
 def _settlement_of(report: LeaseReported) -> Settlement:
     usage = Usage(report.prompt_tokens, report.cached_tokens, report.completion_tokens)
     return Settlement(
-        report.lease_id, report.attempt, Source.HOST, Outcome(report.outcome), usage, report.model, report.host
+        report.lease_id,
+        report.attempt,
+        Source.HOST,
+        Outcome(report.outcome),
+        usage,
+        report.model,
+        report.host,
+        report.base_model,
     )

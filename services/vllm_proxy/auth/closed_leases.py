@@ -23,9 +23,9 @@ class ClosedLeases:
     def get(self, lease_id: str) -> ClosedLease | None:
         return self._leases.get(lease_id)
 
-    def add(self, lease: Lease, by: Settlement, now_ns: int) -> None:
+    def add(self, lease: Lease, by: Settlement, charged: int, now_ns: int) -> None:
         self._leases[lease.lease_id] = ClosedLease(
-            lease.account, lease.request_id, by.attempt, by.source, by.usage, now_ns
+            lease.account, lease.user, lease.request_id, by.attempt, by.source, by.usage, charged, now_ns
         )
 
     def restore(self, entries: Iterable[LedgerEntry], now_ns: int, now_ms: int) -> None:
@@ -33,12 +33,21 @@ class ClosedLeases:
         for entry in entries:
             usage = Usage(entry.prompt_tokens, entry.cached_tokens, entry.completion_tokens)
             closed_ns = now_ns - max(0, now_ms - entry.settled_at_ms) * 1_000_000
+            charged = entry.charged_tokens
             before = self._leases.get(entry.lease_id)
             if before is not None:
+                charged += before.charged
                 usage = Usage(*(a + b for a, b in zip(before.usage, usage, strict=True)))
                 closed_ns = before.closed_ns
             self._leases[entry.lease_id] = ClosedLease(
-                entry.account, entry.request_id, entry.attempt, Source(entry.source), usage, closed_ns
+                entry.account,
+                entry.user,
+                entry.request_id,
+                entry.attempt,
+                Source(entry.source),
+                usage,
+                charged,
+                closed_ns,
             )
 
     def forget(self, now_ns: int) -> None:

@@ -6,22 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_proxy.auth.limiter import NS_PER_SECOND
-from vllm_proxy.common.settings import ConfigError, RateLimit, Settings
+from vllm_proxy.auth.limits import Limits
+from vllm_proxy.common.settings import ConfigError, Settings
 
 _SQLITE = "sqlite:"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of each key. None: unlimited."""
-
-    qps: float | None = None
-    concurrent: int | None = None
-    tokens_per_minute: int | None = None
-
-    @classmethod
-    def from_settings(cls, section: RateLimit) -> Limits:
-        return cls(section.qps, section.concurrent, section.tokens_per_minute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +22,9 @@ class AuthConfig:
     default_response_tokens: int
     lease_ttl_ns: int
     settle_grace_ns: int
+    #: What a cached prompt token is charged, in millionths of a token.
+    cached_weight_ppm: int
+    ledger_retention_days: int
     metrics_port: int | None
     drain_timeout_s: float
 
@@ -53,6 +44,8 @@ class AuthConfig:
             default_response_tokens=auth.default_response_tokens,
             lease_ttl_ns=round(auth.lease_ttl_s * NS_PER_SECOND),
             settle_grace_ns=round(auth.settle_grace_s * NS_PER_SECOND),
+            cached_weight_ppm=round(auth.cached_token_weight * 1_000_000),
+            ledger_retention_days=auth.ledger_retention_days,
             metrics_port=auth.metrics_port,
             drain_timeout_s=auth.drain_timeout_s,
         )

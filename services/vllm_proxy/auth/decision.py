@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from vllm_proxy.auth.account import Refusal
 from vllm_proxy.auth.lease import Operation
 from vllm_proxy.auth.limiter import LimitState
 from vllm_proxy.auth.store import LeaseOpened, Record
-
-
-class Clock(Protocol):
-    def now_ns(self) -> int:
-        """Never runs backwards."""
-
-    def unix_ms(self) -> int: ...
-
-
-class SystemClock:
-    now_ns = staticmethod(time.monotonic_ns)
-
-    @staticmethod
-    def unix_ms() -> int:
-        return time.time_ns() // 1_000_000
 
 
 @dataclass(slots=True)

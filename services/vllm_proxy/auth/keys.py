@@ -1,51 +1,66 @@
-"""The declared keys: `api_keys.json`, read, checked entry by entry, looked up by hash, created when missing."""
+"""The keys in force: those of the declared file and those made by the API, found by the hash of the key."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-import logging
-import os
-import re
-import secrets
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from enum import StrEnum
+from itertools import chain
 
-log = logging.getLogger(__name__)
+from vllm_proxy.auth.limits import NO_RULES, KeyRules, QuotaPeriod
 
 #: The key that the guide publishes. Because the world knows it, only clients on this machine may use it.
 DEFAULT_KEY = "sk-default-key-change-me"
 ADMIN_USER = "admin"
-
-_FIELDS = frozenset({"key", "key_sha256", "user", "quota", "enabled"})
-_KEY = re.compile(r"[\x21-\x7e]{1,512}")
-_HASH = re.compile(r"[0-9a-f]{64}")
-#: Keys shorter than this show only a few characters of themselves.
-_LONG_KEY = 20
+_KEY_ID_BYTES = 6
 
 
-class UnreadableKeysFile(Exception):
-    """The file as a whole cannot be used. The message names the file and the fault, never a key."""
+def digest_of(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+_DEFAULT_DIGEST = digest_of(DEFAULT_KEY)
+
+
+def key_id_of(digest: bytes) -> str:
+    """A key's id, safe to log: the first 12 hex digits of its hash."""
+    return digest[:_KEY_ID_BYTES].hex()
+
+
+class KeySource(StrEnum):
+    """Where a key stands. Only what the API made can be changed by it."""
+
+    FILE = "file"
+    API = "api"
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     #: SHA-256 of the key, 32 bytes.
     digest: bytes
-    #: Safe to log.
-    key_id: str
     #: A recognisable start, empty if only the hash was declared.
     prefix: str
     user: str
-    enabled: bool
-    #: Total tokens; None: unlimited.
-    quota: int | None
-    is_default: bool
+    enabled: bool = True
+    #: Tokens, in total or in each `quota_period`; None: unlimited.
+    quota: int | None = None
+    quota_period: QuotaPeriod = None
+    #: Unix milliseconds; None: never.
+    expires_at_ms: int | None = None
+    rules: KeyRules = NO_RULES
+    #: A label for people.
+    name: str = ""
+    source: KeySource = KeySource.FILE
+
+    @property
+    def key_id(self) -> str:
+        return key_id_of(self.digest)
+
+    @property
+    def is_default(self) -> bool:
+        return self.digest == _DEFAULT_DIGEST
 
     @property
     def is_admin(self) -> bool:
@@ -53,146 +68,38 @@ class ApiKey:
 
 
 class KeyRing:
-    """The keys in force. Immutable: a reload makes a new one."""
+    """A key that is declared hides one of the same hash that the API made."""
 
-    def __init__(self, keys: list[ApiKey], problems: list[str]) -> None:
-        self._keys = {key.digest: key for key in keys}
-        #: One line per entry that was skipped, naming its position and the fault.
-        self.problems = problems
+    def __init__(self, declared: Iterable[ApiKey] = (), made: Iterable[ApiKey] = ()) -> None:
+        self._declared = {key.digest: key for key in declared}
+        self._made = {key.digest: key for key in made}
 
     def find(self, digest: bytes) -> ApiKey | None:
         """The key with this SHA-256. The time it takes tells nothing about keys: only hashes are compared, and the
         one that is found in full."""
-        key = self._keys.get(digest)
+        key = self._declared.get(digest) or self._made.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
+    def by_id(self, key_id: str) -> ApiKey | None:
+        """Looks through all keys: for people, not for requests."""
+        return next((key for key in self if key.key_id == key_id), None)
+
+    def declare(self, keys: Iterable[ApiKey]) -> None:
+        """Replaces the keys of the file."""
+        self._declared = {key.digest: key for key in keys}
+
+    def put(self, key: ApiKey) -> None:
+        """Adds or replaces a key that the API made."""
+        self._made[key.digest] = key
+
+    def remove(self, digest: bytes) -> None:
+        """Takes away a key that the API made."""
+        self._made.pop(digest, None)
+
     def __iter__(self) -> Iterator[ApiKey]:
-        return iter(self._keys.values())
+        return chain(
+            self._declared.values(), (key for digest, key in self._made.items() if digest not in self._declared)
+        )
 
     def __len__(self) -> int:
-        return len(self._keys)
-
-
-def digest_of(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-def load_keys(path: Path) -> KeyRing:
-    """Reads the file. A bad entry becomes a problem and loses nobody else. Raises UnreadableKeysFile."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UnreadableKeysFile(f"{path}: cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8'}") from None
-    try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as e:
-        where = f": line {e.lineno}: {e.msg}" if isinstance(e, json.JSONDecodeError) else ""
-        raise UnreadableKeysFile(f"{path}: not valid JSON{where}") from None
-    entries = data.get("keys") if isinstance(data, dict) else None
-    if not isinstance(entries, list):
-        raise UnreadableKeysFile(f'{path}: must be {{"keys": [...]}}')
-    keys: dict[bytes, ApiKey] = {}
-    positions: dict[bytes, int] = {}
-    problems: list[str] = []
-    for position, entry in enumerate(entries, start=1):
-        try:
-            key = _parse(entry)
-            if key.digest in keys:
-                raise ValueError(f"the same key as entry {positions[key.digest]}")
-        except ValueError as e:
-            problems.append(f"entry {position}{_named(entry)}: {e}")
-            continue
-        keys[key.digest] = key
-        positions[key.digest] = position
-    return KeyRing(list(keys.values()), problems)
-
-
-def warn_about_keys(path: Path, ring: KeyRing) -> None:
-    """What an operator must hear at every start and reload."""
-    for problem in ring.problems:
-        log.error("api key skipped", extra={"path": str(path), "detail": problem})
-    if any(key.is_default and key.enabled for key in ring):
-        log.warning(
-            "THE PUBLISHED DEFAULT API KEY IS ENABLED. It works from this machine only; replace it, then reload.",
-            extra={"path": str(path)},
-        )
-    if len(ring) == 0:
-        log.warning("no api key is in force: every request will be refused", extra={"path": str(path)})
-    try:
-        if path.stat().st_mode & 0o077:
-            log.warning("other users of this machine can read the API keys: chmod 600", extra={"path": str(path)})
-    except OSError:
-        pass
-
-
-def create_if_missing(path: Path) -> None:
-    """Writes the first keys file, 0600, whole or not at all.
-
-    Its admin key is shown once if standard error is a terminal; a log only learns where it is.
-    """
-    if path.exists():
-        return
-    admin_key = f"sk-admin-{secrets.token_urlsafe(24)}"
-    entries = [
-        {"key": DEFAULT_KEY, "user": "default", "quota": None, "enabled": True},
-        {"key": admin_key, "user": ADMIN_USER, "quota": None, "enabled": True},
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # mkstemp makes it 0600; link() fails if somebody else was first, rename() would overwrite theirs.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"keys": entries}, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return
-    finally:
-        Path(temporary).unlink()
-    log.warning("made the first keys file, with a random admin key", extra={"path": str(path)})
-    if sys.stderr.isatty():
-        sys.stderr.write(f"Admin API key, shown this once (it is in {path}): {admin_key}\n")
-
-
-def _parse(entry: Any) -> ApiKey:
-    if not isinstance(entry, dict):
-        raise ValueError("must be an object")
-    if unknown := sorted(set(entry) - _FIELDS):
-        raise ValueError(f"unknown field {unknown[0][:40]!r}")
-    text, digest_hex = entry.get("key"), entry.get("key_sha256")
-    if (text is None) == (digest_hex is None):
-        raise ValueError('must have either "key" or "key_sha256"')
-    if text is not None:
-        if not isinstance(text, str) or not _KEY.fullmatch(text):
-            raise ValueError('"key" must be 1 to 512 printable ASCII characters without spaces')
-        digest = digest_of(text)
-    else:
-        if not isinstance(digest_hex, str) or not _HASH.fullmatch(digest_hex.lower()):
-            raise ValueError('"key_sha256" must be 64 hexadecimal digits')
-        digest = bytes.fromhex(digest_hex)
-    user = entry.get("user")
-    if not isinstance(user, str) or not 0 < len(user) <= 128 or not user.isprintable() or user != user.strip():
-        raise ValueError('"user" must be 1 to 128 printable characters without spaces around them')
-    quota = entry.get("quota")
-    if quota is not None and (type(quota) is not int or not 0 <= quota < 2**63):
-        raise ValueError('"quota" must be a whole number of tokens, or null for unlimited')
-    enabled = entry.get("enabled", True)
-    if not isinstance(enabled, bool):
-        raise ValueError('"enabled" must be true or false')
-    prefix = f"{text[: 7 if len(text) >= _LONG_KEY else 3]}…" if text else ""
-    return ApiKey(
-        digest=digest,
-        key_id=digest.hex()[:12],
-        prefix=prefix,
-        user=user,
-        enabled=enabled,
-        quota=quota,
-        is_default=digest == digest_of(DEFAULT_KEY),
-    )
-
-
-def _named(entry: Any) -> str:
-    user = entry.get("user") if isinstance(entry, dict) else None
-    return f" (user {user[:64]!r})" if isinstance(user, str) and user else ""
+        return len(self._made) + sum(digest not in self._made for digest in self._declared)

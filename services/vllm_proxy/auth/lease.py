@@ -50,9 +50,10 @@ class Usage(NamedTuple):
     cached: int = 0
     completion: int = 0
 
-    @property
-    def charged(self) -> int:
-        return self.prompt + self.completion
+    def charged(self, cached_weight_ppm: int) -> int:
+        """Tokens to pay for; the cached ones at their weight, in millionths, together rounded up."""
+        cached = -(-self.cached * cached_weight_ppm // 1_000_000)
+        return self.prompt - self.cached + cached + self.completion
 
 
 class Settlement(NamedTuple):
@@ -65,6 +66,8 @@ class Settlement(NamedTuple):
     usage: Usage
     model: str = ""
     host: str = ""
+    #: The base of `model` if that is an adapter; else empty.
+    base_model: str = ""
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Lease:
     #: Tokens that it holds of the quota.
     reserved_tokens: int
     opened_at_ms: int
+    user: str
     expires_ns: int
     #: What it holds of the tokens per minute. None: unlimited when it was opened.
     reservation: Reservation | None = None
@@ -92,8 +96,10 @@ class ClosedLease:
     """What is remembered for settle_grace_s, so that a better count can still replace the one that was charged."""
 
     account: bytes
+    user: str
     request_id: str
     attempt: int
     source: Source
     usage: Usage
+    charged: int
     closed_ns: int

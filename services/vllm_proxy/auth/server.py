@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 
 from prometheus_client import CollectorRegistry
@@ -11,13 +12,17 @@ from prometheus_client import CollectorRegistry
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.auth.admission import Admission
-from vllm_proxy.auth.config import AuthConfig, Limits
-from vllm_proxy.auth.decision import Clock, SystemClock
-from vllm_proxy.auth.keys import KeyRing, UnreadableKeysFile, create_if_missing, load_keys, warn_about_keys
+from vllm_proxy.auth.clock import Clock, SystemClock
+from vllm_proxy.auth.config import AuthConfig
+from vllm_proxy.auth.key_entry import parse_entry
+from vllm_proxy.auth.keys import ApiKey, KeyRing, KeySource, key_id_of
+from vllm_proxy.auth.keys_file import UnreadableKeysFile, create_if_missing, load_keys, warn_about_keys
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.quota_period import period_start_ms
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
 from vllm_proxy.auth.sqlite_store import SqliteStore
-from vllm_proxy.auth.store import Store
+from vllm_proxy.auth.store import KeyStored, Store
 from vllm_proxy.common.config_watch import watch_settings
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
 from vllm_proxy.common.maintenance import SERVICE_NAME as MAINTENANCE
@@ -36,12 +41,18 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     """Returns 0 after a stop, 1 if the store failed. Raises ConfigError."""
     config = AuthConfig.from_settings(loaded.settings)
     metrics = AuthMetrics(CollectorRegistry())
-    keys = _first_keys(config)
+    declared = _declared_keys(config)
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
-        store = SqliteStore(config.store_path, full_sync=config.full_sync, metrics=metrics)
+        store = SqliteStore(
+            config.store_path,
+            full_sync=config.full_sync,
+            metrics=metrics,
+            ledger_retention_days=config.ledger_retention_days,
+            clock=clock,
+        )
         stack.push_async_callback(store.close)
-        admission = restored(config, keys, metrics, clock, store)
+        admission = restored(config, declared, metrics, clock, store)
         servicer = AuthServicer(admission, store, config.api_keys_file, metrics)
 
         rpc = RpcServer(config.address, loaded.settings.grpc, [SERVICE_NAME, MAINTENANCE])
@@ -62,7 +73,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         ticking = spawn(tasks, _tick(admission, store), "auth-tick")
         stopping = spawn(tasks, stop.wait(), "auth-stop")
         await rpc.set_serving(True)
-        log.info("ready", extra={"address": address, "keys": len(keys), "store": str(config.store_path)})
+        log.info("ready", extra={"address": address, "keys": len(admission.keys), "store": str(config.store_path)})
 
         await asyncio.wait([stopping, store.failed, ticking], return_when=asyncio.FIRST_COMPLETED)
         await rpc.set_serving(False)
@@ -70,24 +81,37 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         return 0 if stop.requested and not store.failed.done() else 1
 
 
-def restored(config: AuthConfig, keys: KeyRing, metrics: AuthMetrics, clock: Clock, store: Store) -> Admission:
+def restored(config: AuthConfig, declared: list[ApiKey], metrics: AuthMetrics, clock: Clock, store: Store) -> Admission:
     """An admission that goes on where the store's last process ended."""
+    now_ms = clock.unix_ms()
+    state = store.load(
+        now_ms - config.settle_grace_ns // 1_000_000, period_start_ms("day", now_ms), period_start_ms("month", now_ms)
+    )
+    keys = KeyRing(declared, (key for row in state.keys if (key := _made_key(row)) is not None))
     admission = Admission(config, keys, metrics, clock)
-    admission.restore(store.load(clock.unix_ms() - config.settle_grace_ns // 1_000_000))
+    admission.restore(state)
     metrics.keys.set(len(keys))
     return admission
 
 
-def _first_keys(config: AuthConfig) -> KeyRing:
+def _made_key(row: KeyStored) -> ApiKey | None:
+    try:
+        return parse_entry(json.loads(row.data_json), KeySource.API)
+    except ValueError as e:
+        log.error("stored api key skipped", extra={"key_id": key_id_of(row.digest), "detail": str(e)})
+        return None
+
+
+def _declared_keys(config: AuthConfig) -> list[ApiKey]:
     try:
         create_if_missing(config.api_keys_file)
-        keys = load_keys(config.api_keys_file)
+        declared = load_keys(config.api_keys_file)
     except OSError as e:
         raise ConfigError(f"api_keys_file: {config.api_keys_file}: cannot be created: {e.strerror}") from None
     except UnreadableKeysFile as e:
         raise ConfigError(f"api_keys_file: {e}") from None
-    warn_about_keys(config.api_keys_file, keys)
-    return keys
+    warn_about_keys(config.api_keys_file, declared)
+    return declared.keys
 
 
 async def _tick(admission: Admission, store: Store) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.auth.admission import Admission
-from vllm_proxy.auth.keys import UnreadableKeysFile, load_keys, warn_about_keys
+from vllm_proxy.auth.keys_file import UnreadableKeysFile, load_keys, warn_about_keys
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.session import Session
 from vllm_proxy.auth.store import Record, Store
@@ -75,14 +75,15 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 
     async def ReloadKeys(self, request: pb.ReloadKeysRequest, context: Any) -> pb.ReloadKeysResponse:
         try:
-            keys = await asyncio.to_thread(load_keys, self._keys_file)
+            declared = await asyncio.to_thread(load_keys, self._keys_file)
         except UnreadableKeysFile as e:
             log.error("api keys not reloaded", extra={"detail": str(e)})
             raise InvalidRequest(str(e)) from None
-        warn_about_keys(self._keys_file, keys)
-        self._admission.use_keys(keys)
-        log.info("api keys reloaded", extra={"keys": len(keys), "skipped": len(keys.problems)})
-        return pb.ReloadKeysResponse(keys=len(keys), problems=keys.problems)
+        warn_about_keys(self._keys_file, declared)
+        self._admission.declare_keys(declared.keys)
+        keys = len(self._admission.keys)
+        log.info("api keys reloaded", extra={"keys": keys, "skipped": len(declared.problems)})
+        return pb.ReloadKeysResponse(keys=keys, problems=declared.problems)
 
     async def ListKeys(self, request: pb.ListKeysRequest, context: Any) -> pb.ListKeysResponse:
         response = pb.ListKeysResponse()

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from vllm_proxy.common.settings import ConfigError
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
+_VERSION_1 = """
 CREATE TABLE leases (
     lease_id TEXT PRIMARY KEY, account BLOB NOT NULL, owner_id TEXT NOT NULL, request_id TEXT NOT NULL,
     model TEXT NOT NULL, reserved_tokens INTEGER NOT NULL, opened_at_ms INTEGER NOT NULL,
@@ -35,6 +33,48 @@ CREATE TABLE balances (
 CREATE TABLE folded (one INTEGER PRIMARY KEY CHECK (one = 1), through_id INTEGER NOT NULL);
 INSERT INTO folded VALUES (1, 0);
 """
+
+_VERSION_2 = """
+ALTER TABLE leases ADD COLUMN user TEXT NOT NULL DEFAULT '';
+ALTER TABLE leases ADD COLUMN report_base_model TEXT NOT NULL DEFAULT '';
+ALTER TABLE ledger ADD COLUMN charged_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE ledger ADD COLUMN base_model TEXT NOT NULL DEFAULT '';
+UPDATE ledger SET charged_tokens = prompt_tokens + completion_tokens;
+ALTER TABLE balances ADD COLUMN charged_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE balances ADD COLUMN last_used_ms INTEGER NOT NULL DEFAULT 0;
+-- More sums of the ledger's rows up to `folded.through_id`. What they have seen, the ledger may forget.
+CREATE TABLE user_balances (
+    user TEXT PRIMARY KEY, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, requests INTEGER NOT NULL, charged_tokens INTEGER NOT NULL,
+    last_used_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE usage_hours (
+    hour INTEGER NOT NULL, account BLOB NOT NULL, user TEXT NOT NULL, model TEXT NOT NULL, base_model TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    charged_tokens INTEGER NOT NULL, requests INTEGER NOT NULL,
+    PRIMARY KEY (hour, account, user, model, base_model)
+) WITHOUT ROWID;
+-- All of the ledger is still there: the sums begin anew, and the new ones with them.
+DELETE FROM balances;
+UPDATE folded SET through_id = 0;
+-- Keys that the API made; `data` is JSON without the key itself.
+CREATE TABLE keys (
+    digest BLOB PRIMARY KEY, data TEXT NOT NULL, created_at_ms INTEGER NOT NULL, created_by TEXT NOT NULL,
+    revoked_at_ms INTEGER
+) WITHOUT ROWID;
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, actor_key_id TEXT NOT NULL, actor_user TEXT NOT NULL,
+    action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL, source_address TEXT NOT NULL
+);
+CREATE INDEX audit_by_time ON audit (at_ms);
+CREATE TABLE prompt_ratios (
+    model TEXT NOT NULL, script INTEGER NOT NULL, tokens REAL NOT NULL, size_bytes REAL NOT NULL,
+    PRIMARY KEY (model, script)
+) WITHOUT ROWID;
+"""
+
+_MIGRATIONS = (_VERSION_1, _VERSION_2)
+SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 def lock_file(path: Path) -> int:
@@ -82,8 +122,8 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     if version > SCHEMA_VERSION:
         raise ConfigError(f"auth.store: {path} was written by a newer version (schema {version})")
     with transaction(db, "BEGIN EXCLUSIVE"):
-        if version < 1:
-            for statement in _SCHEMA.split(";"):
+        for migration in _MIGRATIONS[version:]:
+            for statement in migration.split(";\n"):
                 db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -21,11 +21,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
+from vllm_proxy.auth.clock import Clock
 from vllm_proxy.auth.metrics import AuthMetrics
-from vllm_proxy.auth.sqlite_file import is_busy, lock_file, open_file, transaction
-from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
+from vllm_proxy.auth.sqlite_file import is_busy, lock_file, open_file
+from vllm_proxy.auth.sqlite_ledger import fold, forget
+from vllm_proxy.auth.sqlite_records import read_state, write_records
+from vllm_proxy.auth.store import Record, StoredState, UsageQuery, UsageRow
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +39,9 @@ _BUSY_TIMEOUT_MS = 30_000
 _RECORDS_PER_CHECKPOINT = 50_000
 #: Ledger rows that are added to the balances at a time while requests wait.
 _ROWS_PER_FOLD = 2000
-#: Ledger rows that a start looks through for the recent ones.
-_MAX_RECENT = 100_000
-
-_OPEN = "INSERT INTO leases VALUES (?,?,?,?,?,?,?,NULL,NULL,NULL,NULL,NULL,NULL,NULL)"
-_REPORT = (
-    "UPDATE leases SET report_attempt=?2, report_outcome=?3, report_prompt=?4, report_cached=?5, "
-    "report_completion=?6, report_model=?7, report_host=?8 WHERE lease_id=?1"
-)
-_CLOSE = "DELETE FROM leases WHERE lease_id=?"
-_LEDGER = "INSERT INTO ledger VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_FOLD = """
-INSERT INTO balances
-SELECT account, sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(requests) FROM ledger
-WHERE id > ? AND id <= ? GROUP BY account
-ON CONFLICT (account) DO UPDATE SET prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-    cached_tokens = cached_tokens + excluded.cached_tokens,
-    completion_tokens = completion_tokens + excluded.completion_tokens, requests = requests + excluded.requests
-"""
+#: Old ledger rows that are deleted at a time, after each fold.
+_ROWS_PER_FORGET = 4000
+_MS_PER_DAY = 86_400_000
 
 _Queued = tuple[Sequence[Record], Callable[[], None]]
 
@@ -62,11 +49,15 @@ _Queued = tuple[Sequence[Record], Callable[[], None]]
 class SqliteStore:
     """Make it on the event loop that it is used on. Raises ConfigError if the file cannot be used."""
 
-    def __init__(self, path: Path, *, full_sync: bool, metrics: AuthMetrics) -> None:
+    def __init__(
+        self, path: Path, *, full_sync: bool, metrics: AuthMetrics, ledger_retention_days: int, clock: Clock
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[Exception] = self._loop.create_future()
         self._metrics = metrics
         self._full_sync = full_sync
+        self._retention_ms = ledger_retention_days * _MS_PER_DAY
+        self._clock = clock
         self._queue: list[_Queued] = []
         self._flush_is_due = False
         self._in_thread = False
@@ -87,24 +78,10 @@ class SqliteStore:
             raise
         self._path = path
 
-    def load(self, recent_since_ms: int) -> StoredState:
+    def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
         """Reads in the calling thread; for the start, before anything is appended."""
-        state = StoredState()
-        self._fold(sys.maxsize)
-        for account, *sums in self._db.execute("SELECT * FROM balances"):
-            state.balances[account] = Balance(*sums)
-        for row in self._db.execute("SELECT * FROM leases ORDER BY opened_at_ms"):
-            state.leases.append(LeaseOpened(*row[:7]))
-            if row[7] is not None:
-                state.reports.append(LeaseReported(row[0], *row[7:]))
-        newest_first = self._db.execute("SELECT * FROM ledger ORDER BY id DESC LIMIT ?", (_MAX_RECENT,))
-        for _, *entry in newest_first:
-            row = LedgerEntry(*entry)
-            if row.settled_at_ms < recent_since_ms:
-                break
-            state.recent.append(row)
-        state.recent.reverse()
-        return state
+        fold(self._db, sys.maxsize)
+        return read_state(self._db, recent_since_ms, day_since_ms, month_since_ms)
 
     def append(self, records: Sequence[Record], durable: Callable[[], None]) -> None:
         self._queue.append((records, durable))
@@ -192,31 +169,11 @@ class SqliteStore:
 
     def _write(self, batch: list[_Queued]) -> None:
         started = time.perf_counter()
-        # By kind, in the order of a lease's life: SQLite then runs each statement over many rows at once.
-        opened: list[LeaseOpened] = []
-        reported: list[LeaseReported] = []
-        settled: list[LedgerEntry] = []
-        for records, _ in batch:
-            for record in records:
-                if type(record) is LeaseOpened:
-                    opened.append(record)
-                elif type(record) is LedgerEntry:
-                    settled.append(record)
-                else:
-                    reported.append(cast(LeaseReported, record))
-        if opened or reported or settled:
-            with transaction(self._db):
-                if opened:
-                    self._db.executemany(_OPEN, opened)
-                if reported:
-                    self._db.executemany(_REPORT, reported)
-                if settled:
-                    self._db.executemany(_LEDGER, settled)
-                    self._db.executemany(_CLOSE, [(entry.lease_id,) for entry in settled if entry.closes])
+        count = write_records(self._db, (records for records, _ in batch))
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
-        self._metrics.committed_records.inc(len(opened) + len(reported) + len(settled))
+        self._metrics.committed_records.inc(count)
 
-    def _write_patiently(self, batch: list[_Queued], restart_wal: bool, fold: bool) -> bool:
+    def _write_patiently(self, batch: list[_Queued], restart_wal: bool, may_fold: bool) -> bool:
         """Returns whether there is more to fold."""
         self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         try:
@@ -226,18 +183,16 @@ class SqliteStore:
         if restart_wal:
             # Busy if another program reads just now: the WAL then grows on until the next time.
             self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-        return fold and self._fold(_ROWS_PER_FOLD)
+        return may_fold and self._fold_and_forget()
+
+    def _fold_and_forget(self) -> bool:
+        """Returns whether there is more of either."""
+        more = fold(self._db, _ROWS_PER_FOLD)
+        return forget(self._db, self._clock.unix_ms() - self._retention_ms, _ROWS_PER_FORGET) or more
 
     def _copy_wal(self) -> None:
         with contextlib.closing(sqlite3.connect(self._path, timeout=0, isolation_level=None)) as db:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _fold(self, max_rows: int) -> bool:
-        """Adds ledger rows to the balances, which keeps starts short. Returns whether there are more."""
-        with transaction(self._db):
-            (through,) = self._db.execute("SELECT through_id FROM folded").fetchone()
-            (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM ledger").fetchone()
-            until = min(last, through + max_rows)
-            self._db.execute(_FOLD, (through, until))
-            self._db.execute("UPDATE folded SET through_id = ?", (until,))
-        return bool(until < last)
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        raise NotImplementedError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 
 class LeaseOpened(NamedTuple):
@@ -21,6 +21,7 @@ class LeaseOpened(NamedTuple):
     model: str
     reserved_tokens: int
     opened_at_ms: int
+    user: str
 
 
 class LeaseReported(NamedTuple):
@@ -34,11 +35,12 @@ class LeaseReported(NamedTuple):
     completion_tokens: int
     model: str
     host: str
+    base_model: str = ""
 
 
 class LedgerEntry(NamedTuple):
     """One row of the ledger. Its tokens are added to the balance: a correction's are differences and may be
-    negative. `closes` ends the lease."""
+    negative. `charged_tokens` counts cached prompt tokens at their weight. `closes` ends the lease."""
 
     lease_id: str
     account: bytes
@@ -55,48 +57,131 @@ class LedgerEntry(NamedTuple):
     requests: int
     closes: bool
     settled_at_ms: int
+    charged_tokens: int
+    #: The base of `model` if that is an adapter; else empty.
+    base_model: str = ""
 
-    @property
-    def charged(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
+
+class KeyStored(NamedTuple):
+    """A key that the API made or changed, as `key_entry.entry_of` writes it. Replaces one of the same hash."""
+
+    digest: bytes
+    data_json: str
+    created_at_ms: int
+    created_by: str
 
 
-Record = LeaseOpened | LeaseReported | LedgerEntry
+class KeyRevoked(NamedTuple):
+    """The key is no longer in force. Its row stays, for the names in usage and audit."""
+
+    digest: bytes
+    revoked_at_ms: int
+
+
+class AuditEntry(NamedTuple):
+    """Somebody administered something."""
+
+    at_ms: int
+    actor_key_id: str
+    actor_user: str
+    action: str
+    target: str
+    detail_json: str
+    source_address: str
+
+
+class RatioLearned(NamedTuple):
+    """What the prompt estimate learned of a model and a script: `tokens` were counted in `size_bytes`."""
+
+    model: str
+    script: int
+    tokens: float
+    size_bytes: float
+
+
+Record = LeaseOpened | LeaseReported | LedgerEntry | KeyStored | KeyRevoked | AuditEntry | RatioLearned
 
 
 @dataclass(slots=True)
 class Balance:
-    """What a key has used."""
+    """What a key or a user has used."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     requests: int = 0
+    charged_tokens: int = 0
+    #: Unix milliseconds of the last settlement; 0: none.
+    last_used_ms: int = 0
 
-    @property
-    def charged(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
+
+class PeriodUsage(NamedTuple):
+    """Tokens that were charged to a key of a user since the calendar day and month began (UTC)."""
+
+    account: bytes
+    user: str
+    day_tokens: int
+    month_tokens: int
 
 
 @dataclass(slots=True)
 class StoredState:
     balances: dict[bytes, Balance] = field(default_factory=dict)
+    user_balances: dict[str, Balance] = field(default_factory=dict)
+    periods: list[PeriodUsage] = field(default_factory=list)
     leases: list[LeaseOpened] = field(default_factory=list)
     reports: list[LeaseReported] = field(default_factory=list)
     #: Ledger rows of the last while, oldest first.
     recent: list[LedgerEntry] = field(default_factory=list)
+    #: Those that are not revoked.
+    keys: list[KeyStored] = field(default_factory=list)
+    ratios: list[RatioLearned] = field(default_factory=list)
+
+
+UsageColumn = Literal["hour", "day", "key", "user", "model", "base_model"]
+
+
+class UsageQuery(NamedTuple):
+    """Sums of settled usage over whole hours, `from_ms` included and `until_ms` not. Filters that are None are open."""
+
+    from_ms: int
+    until_ms: int
+    group_by: tuple[UsageColumn, ...] = ()
+    account: bytes | None = None
+    user: str | None = None
+    model: str | None = None
+    max_rows: int = 10_000
+
+
+class UsageRow(NamedTuple):
+    """One group; a column that is not grouped by is empty. `start_ms`: of the hour or day."""
+
+    start_ms: int
+    account: bytes
+    user: str
+    model: str
+    base_model: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    charged_tokens: int
+    requests: int
 
 
 class Store(Protocol):
     #: Completes with the fault once the store can no longer write.
     failed: asyncio.Future[Exception]
 
-    def load(self, recent_since_ms: int) -> StoredState:
-        """Everything that a start needs; `recent` reaches back to that Unix time."""
+    def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
+        """Everything that a start needs. `recent` reaches back to the first of these Unix times; the others are
+        when the calendar day and month began."""
 
     def append(self, records: Sequence[Record], durable: Callable[[], None]) -> None:
         """Queues records. `durable` is called on the event loop once these and all earlier ones are; never if the
         store failed. Never blocks on the disk."""
+
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        """Everything that was settled before the call is in it. Never holds up the journal for long."""
 
     async def close(self) -> None:
         """Returns when everything that was appended is durable."""

@@ -199,6 +199,10 @@ class Auth(Section):
     """A lease that nobody renews for so long lapses."""
     settle_grace_s: PositiveSeconds = 300
     """How long a host's count may still replace an edge's."""
+    cached_token_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """What a prompt token that came from the prefix cache is charged, as a share of a token."""
+    ledger_retention_days: PositiveInt = 90
+    """How long single settlements are kept; their sums by hour, key, user and model stay."""
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 5

@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from vllm_proxy.auth.admission import Admission
-from vllm_proxy.auth.config import AuthConfig, Limits
+from vllm_proxy.auth.config import AuthConfig
 from vllm_proxy.auth.decision import Ask, Decision, Verdict
-from vllm_proxy.auth.keys import DEFAULT_KEY, ApiKey, KeyRing, digest_of
+from vllm_proxy.auth.keys import ApiKey, KeyRing, digest_of
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.metrics import AuthMetrics
-from vllm_proxy.auth.store import Record, StoredState
+from vllm_proxy.auth.store import Record, StoredState, UsageQuery, UsageRow
 
 TTL_S = 30
 GRACE_S = 300
@@ -29,6 +31,8 @@ CONFIG = AuthConfig(
     default_response_tokens=1024,
     lease_ttl_ns=TTL_S * NS_PER_SECOND,
     settle_grace_ns=GRACE_S * NS_PER_SECOND,
+    cached_weight_ppm=1_000_000,
+    ledger_retention_days=90,
     metrics_port=None,
     drain_timeout_s=1.0,
 )
@@ -49,9 +53,8 @@ class FakeClock:
         self.ns += round(seconds * NS_PER_SECOND)
 
 
-def api_key(name: str, *, user: str | None = None, quota: int | None = None, enabled: bool = True) -> ApiKey:
-    digest = digest_of(name)
-    return ApiKey(digest, digest.hex()[:12], "", user or name, enabled, quota, name == DEFAULT_KEY)
+def api_key(name: str, *, user: str | None = None, **fields: Any) -> ApiKey:
+    return ApiKey(digest_of(name), "", user or name, **fields)
 
 
 class MemoryStore:
@@ -63,7 +66,7 @@ class MemoryStore:
         self.held: list[Callable[[], None]] = []
         self.hold = False
 
-    def load(self, recent_since_ms: int) -> StoredState:
+    def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
         return StoredState()
 
     def append(self, records: Sequence[Record], durable: Callable[[], None]) -> None:
@@ -77,6 +80,9 @@ class MemoryStore:
         for durable in held:
             asyncio.get_running_loop().call_soon(durable)
 
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        return []
+
     async def close(self) -> None:
         pass
 
@@ -88,7 +94,7 @@ class Desk:
         self.clock = FakeClock()
         self.metrics = AuthMetrics(CollectorRegistry())
         self.key = keys[0] if keys else api_key("alice")
-        self.ring = KeyRing(list(keys) or [self.key], [])
+        self.ring = KeyRing(keys or [self.key])
         self.config = replace(config, limits=limits)
         self.admission = Admission(self.config, self.ring, self.metrics, self.clock)
 
@@ -121,4 +127,4 @@ class Desk:
         return self.admission.account_of(key or self.key)
 
     def used(self, key: ApiKey | None = None) -> int:
-        return self.account(key).balance.charged
+        return self.account(key).balance.charged_tokens

@@ -9,10 +9,10 @@ from tests.unit.auth.fakes import Desk, api_key
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.auth import closed_leases
-from vllm_proxy.auth.config import Limits
-from vllm_proxy.auth.keys import DEFAULT_KEY, KeyRing
+from vllm_proxy.auth.keys import DEFAULT_KEY
 from vllm_proxy.auth.lease import Operation, Outcome, Source
 from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, StoredState
 
 
@@ -78,7 +78,7 @@ def test_reading_and_administering_count_nothing() -> None:
 def test_a_removed_key_is_refused_and_its_lease_still_settles() -> None:
     desk = Desk()
     lease = desk.opened()
-    desk.admission.use_keys(KeyRing([], []))
+    desk.admission.declare_keys([])
     assert desk.admit().refusal is not None
     assert desk.settle(lease).applied
     assert desk.used() == 15
@@ -279,7 +279,7 @@ def test_concurrent_requests_never_reserve_more_than_the_quota(steps: list[tuple
                 leases.append((decision.lease_id, decision.reserved_tokens, prompt))
         account = desk.account()
         assert account.reserved_tokens == sum(reserved for _, reserved, _ in leases)
-        assert account.balance.charged + account.reserved_tokens <= quota
+        assert account.balance.charged_tokens + account.reserved_tokens <= quota
         assert account.running == len(leases)
 
 
@@ -489,21 +489,23 @@ def test_a_restart_goes_on_with_balances_leases_and_recent_settlements() -> None
 
     def row(lease: str, source: Source, completion: int, age_s: int, closes: bool = True) -> LedgerEntry:
         at_ms = now_ms - age_s * 1000
-        return LedgerEntry(lease, digest, "a", "r", "m", "h", 1, source, 1, 0, 0, completion, 1, closes, at_ms)
+        return LedgerEntry(
+            lease, digest, "a", "r", "m", "h", 1, source, 1, 0, 0, completion, 1, closes, at_ms, completion
+        )
 
     desk.admission.restore(
         StoredState(
-            balances={digest: Balance(100, 0, 200, 7)},
+            balances={digest: Balance(100, 0, 200, 7, 300)},
             leases=[
-                LeaseOpened("open-1", digest, "edge-1", "r1", "m", 100, now_ms - 3_000),
-                LeaseOpened("open-2", digest, "edge-1", "r2", "m", 50, now_ms - 3_000),
+                LeaseOpened("open-1", digest, "edge-1", "r1", "m", 100, now_ms - 3_000, "a"),
+                LeaseOpened("open-2", digest, "edge-1", "r2", "m", 50, now_ms - 3_000, "a"),
             ],
             reports=[LeaseReported("open-2", 1, 1, 10, 0, 30, "m", "h")],
             recent=[row("done", Source.EDGE, 200, 30), row("done", Source.HOST, 10, 29, closes=False)],
         )
     )
     account = desk.account()
-    assert (account.balance.charged, account.running, account.reserved_tokens) == (300, 2, 150)
+    assert (account.balance.charged_tokens, account.running, account.reserved_tokens) == (300, 2, 150)
     refusal = desk.admit().refusal
     assert refusal is not None and refusal.limit_name == "concurrency"
     # 210 tokens leaked away in half a minute at 1000 a minute; 150 came three seconds ago, 50 of them are gone.
@@ -523,7 +525,7 @@ def test_a_restart_goes_on_with_balances_leases_and_recent_settlements() -> None
 def test_debt_of_the_last_minutes_outlives_a_restart() -> None:
     desk = Desk(limits=Limits(tokens_per_minute=60))
     at_ms = desk.clock.unix_ms() - 60_000
-    row = LedgerEntry("l", desk.key.digest, "a", "r", "m", "h", 1, 1, 1, 0, 0, 240, 1, True, at_ms)
+    row = LedgerEntry("l", desk.key.digest, "a", "r", "m", "h", 1, 1, 1, 0, 0, 240, 1, True, at_ms, 240)
     desk.admission.restore(StoredState(recent=[row]))
     refusal = desk.admit(prompt=60, response=0).refusal
     assert refusal is not None and refusal.retry_after_ns == 180 * NS_PER_SECOND

@@ -18,8 +18,8 @@ from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.auth import session as session_module
 from vllm_proxy.auth.admission import Admission
-from vllm_proxy.auth.config import Limits
 from vllm_proxy.auth.lease import Outcome, Settlement, Source, Usage
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.rpc.status import from_rpc_error

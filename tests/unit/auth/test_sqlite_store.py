@@ -13,24 +13,37 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.unit.auth.fakes import FakeClock
 
 from vllm_proxy.auth import sqlite_store
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.sqlite_store import SqliteStore
-from vllm_proxy.auth.store import Balance, LeaseOpened, LeaseReported, LedgerEntry, Record, StoredState
+from vllm_proxy.auth.store import (
+    AuditEntry,
+    Balance,
+    KeyRevoked,
+    KeyStored,
+    LeaseOpened,
+    LeaseReported,
+    LedgerEntry,
+    PeriodUsage,
+    RatioLearned,
+    Record,
+    StoredState,
+)
 from vllm_proxy.common.settings import ConfigError
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 
 
 def opened(number: int, account: bytes = ALICE) -> LeaseOpened:
-    return LeaseOpened(f"lease-{number}", account, "edge-1", f"req-{number}", "m", 100 + number, 1000 + number)
+    return LeaseOpened(f"lease-{number}", account, "edge-1", f"req-{number}", "m", 100 + number, 1000 + number, "u")
 
 
 def settled(number: int, account: bytes = ALICE, *, completion: int = 5, closes: bool = True) -> LedgerEntry:
     return LedgerEntry(
         f"lease-{number}", account, "u", f"req-{number}", "m", "h", 1, 1, 1, 10, 4, completion, int(closes), closes,
-        2000 + number,
+        2000 + number, 10 + completion,
     )  # fmt: skip
 
 
@@ -39,7 +52,9 @@ class Opened:
 
     def __init__(self, path: Path, *, full_sync: bool = False) -> None:
         self.metrics = AuthMetrics(CollectorRegistry())
-        self.store = SqliteStore(path, full_sync=full_sync, metrics=self.metrics)
+        self.store = SqliteStore(
+            path, full_sync=full_sync, metrics=self.metrics, ledger_retention_days=90, clock=FakeClock()
+        )
         self.acknowledged: list[int] = []
 
     def append(self, number: int, records: Sequence[Record]) -> None:
@@ -64,7 +79,7 @@ class Opened:
 
 async def reloaded(path: Path, since_ms: int = 0) -> StoredState:
     opened_again = Opened(path)
-    state = opened_again.store.load(since_ms)
+    state = opened_again.store.load(since_ms, 0, 0)
     await opened_again.store.close()
     return state
 
@@ -88,9 +103,71 @@ async def test_what_was_written_is_read_again(path: Path) -> None:
     state = await reloaded(path)
     assert state.leases == [opened(2), opened(3, BOB)]
     assert state.reports == [LeaseReported("lease-2", 1, 3, 10, 4, 50, "m", "h")]
-    assert state.balances == {ALICE: Balance(20, 8, 3, 1), BOB: Balance(10, 4, 7, 1)}
+    assert state.balances == {ALICE: Balance(20, 8, 3, 1, 23, 2001), BOB: Balance(10, 4, 7, 1, 17, 2009)}
     assert state.recent == [settled(1), settled(9, BOB, completion=7), settled(1, completion=-2, closes=False)]
     assert await reloaded(path) == state, "folding twice adds nothing"
+
+
+async def test_keys_and_what_people_did_are_kept(path: Path) -> None:
+    db = Opened(path)
+    alice, bob = KeyStored(ALICE, '{"user": "alice"}', 1, "admin"), KeyStored(BOB, '{"user": "bob"}', 2, "admin")
+    changed = alice._replace(data_json='{"user": "al"}', created_at_ms=9, created_by="x")
+    await db.write(alice, bob, AuditEntry(5, "0011", "admin", "keys.create", "key", "{}", "127.0.0.1"))
+    await db.write(KeyRevoked(BOB, 7), changed, RatioLearned("m", 1, 10.0, 40.0))
+    await db.write(RatioLearned("m", 1, 20.0, 60.0))
+    assert db.store._db.execute("SELECT * FROM audit").fetchall() == [
+        (1, 5, "0011", "admin", "keys.create", "key", "{}", "127.0.0.1")
+    ]
+    assert db.store._db.execute("SELECT revoked_at_ms FROM keys WHERE digest = ?", (BOB,)).fetchone() == (7,)
+    await db.store.close()
+    state = await reloaded(path)
+    assert state.keys == [changed._replace(created_at_ms=1, created_by="admin")]
+    assert state.ratios == [RatioLearned("m", 1, 20.0, 60.0)]
+
+
+async def test_usage_is_summed_by_the_hour_and_by_calendar_periods(path: Path) -> None:
+    hour_ms = 3_600_000
+    db = Opened(path)
+    await db.write(
+        settled(1)._replace(settled_at_ms=hour_ms, base_model="base"),
+        settled(2)._replace(settled_at_ms=2 * hour_ms - 1, base_model="base", charged_tokens=11),
+        settled(3, BOB)._replace(settled_at_ms=2 * hour_ms, user="v"),
+        settled(4, BOB)._replace(
+            user="v", model="no such model", prompt_tokens=0, completion_tokens=0, charged_tokens=0
+        ),
+    )
+    state = db.store.load(0, 2 * hour_ms, hour_ms)
+    assert sorted(state.periods) == [PeriodUsage(ALICE, "u", 0, 26), PeriodUsage(BOB, "v", 15, 15)]
+    assert state.user_balances["u"] == Balance(20, 8, 10, 2, 26, 2 * hour_ms - 1)
+    assert db.store._db.execute("SELECT * FROM usage_hours ORDER BY hour, account").fetchall() == [
+        (0, BOB, "v", "", "", 0, 4, 0, 0, 1),
+        (1, ALICE, "u", "m", "base", 20, 8, 10, 26, 2),
+        (2, BOB, "v", "m", "", 10, 4, 5, 15, 1),
+    ]
+    await db.store.close()
+
+
+async def test_old_rows_are_forgotten_and_their_sums_stay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "_ROWS_PER_FOLD", 7)
+    monkeypatch.setattr(sqlite_store, "_ROWS_PER_FORGET", 4)
+    db = Opened(path)
+    now_ms = FakeClock().unix_ms()
+    day_ms = 86_400_000
+    for number in range(20):
+        await db.write(settled(number)._replace(settled_at_ms=now_ms - (100 - number) * day_ms))
+    assert sum(db.store._fold_and_forget() for _ in range(10)) == 2, "in slices, and none more once all is done"
+    kept = db.store._db.execute("SELECT count(*) FROM ledger").fetchone()
+    assert kept == (10,), "ninety days of them"
+    await db.store.close()
+    assert (await reloaded(path)).balances[ALICE].requests == 20
+    # However old they are, the last one stays: new rows must have higher numbers.
+    db = Opened(path)
+    db.store._clock.advance(1000 * 86_400)  # type: ignore[attr-defined]
+    while db.store._fold_and_forget():
+        pass
+    await db.write(settled(99))
+    assert db.store.load(0, 0, 0).balances[ALICE].requests == 21
+    await db.store.close()
 
 
 async def test_only_recent_rows_are_loaded(path: Path) -> None:
@@ -148,8 +225,8 @@ async def test_checkpoints_happen_on_threads_and_lose_nothing(path: Path, monkey
     monkeypatch.setattr(sqlite_store, "_ROWS_PER_FOLD", 7)
     db = Opened(path)
     threads = []
-    fold, copy = db.store._fold, db.store._copy_wal
-    monkeypatch.setattr(db.store, "_fold", lambda rows: threads.append(threading.current_thread()) or fold(rows))
+    fold, copy = db.store._fold_and_forget, db.store._copy_wal
+    monkeypatch.setattr(db.store, "_fold_and_forget", lambda: threads.append(threading.current_thread()) or fold())
     monkeypatch.setattr(db.store, "_copy_wal", lambda: (threads.append(threading.current_thread()), copy()))
     wal = path.with_name("auth.db-wal")
     sizes = []
@@ -162,7 +239,7 @@ async def test_checkpoints_happen_on_threads_and_lose_nothing(path: Path, monkey
     assert sizes[-1] < 400 * 4096, "the WAL begins anew"
     await db.store.close()
     state = await reloaded(path)
-    assert state.leases == [] and state.balances == {ALICE: Balance(4000, 1600, 2000, 400)}
+    assert state.leases == [] and state.balances == {ALICE: Balance(4000, 1600, 2000, 400, 6000, 2399)}
 
 
 async def test_commits_go_on_while_the_wal_is_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +285,7 @@ async def test_what_was_acknowledged_is_in_the_files_before_any_close(path: Path
     crashed = tmp_path / "crashed"
     shutil.copytree(path.parent, crashed)
     state = await reloaded(crashed / path.name)
-    assert state.leases == [opened(2)] and state.balances == {ALICE: Balance(10, 4, 5, 1)}
+    assert state.leases == [opened(2)] and state.balances == {ALICE: Balance(10, 4, 5, 1, 15, 2001)}
     await db.store.close()
 
 
@@ -230,19 +307,21 @@ import asyncio, itertools, sys
 from pathlib import Path
 from prometheus_client import CollectorRegistry
 from vllm_proxy.auth import sqlite_store
+from vllm_proxy.auth.clock import SystemClock
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.store import LeaseOpened, LedgerEntry
 
 sqlite_store._RECORDS_PER_CHECKPOINT = 500
 
 async def main():
-    store = sqlite_store.SqliteStore(Path(sys.argv[1]), full_sync=False, metrics=AuthMetrics(CollectorRegistry()))
+    store = sqlite_store.SqliteStore(Path(sys.argv[1]), full_sync=False, metrics=AuthMetrics(CollectorRegistry()),
+        ledger_retention_days=36500, clock=SystemClock())
     async def worker(name):
         for number in itertools.count():
             lease = f"{name}-{number}"
             for record in (
-                LeaseOpened(lease, b"k" * 32, "o", "r", "m", 5, 0),
-                LedgerEntry(lease, b"k" * 32, "u", "r", "m", "h", 1, 1, 1, 1, 0, 2, 1, True, 1),
+                LeaseOpened(lease, b"k" * 32, "o", "r", "m", 5, 0, "u"),
+                LedgerEntry(lease, b"k" * 32, "u", "r", "m", "h", 1, 1, 1, 1, 0, 2, 1, True, 1, 3),
             ):
                 done = asyncio.get_running_loop().create_future()
                 store.append([record], lambda: done.set_result(None))
@@ -268,7 +347,9 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(path: Path) -> None:
     assert "" not in acknowledged and acknowledged <= settled_leases
     assert not settled_leases & {lease.lease_id for lease in state.leases}
     balance = state.balances[b"k" * 32]
-    assert balance == Balance(len(settled_leases), 0, 2 * len(settled_leases), len(settled_leases))
+    assert balance == Balance(
+        len(settled_leases), 0, 2 * len(settled_leases), len(settled_leases), 3 * len(settled_leases), 1
+    )
     # Each of the child's eight workers had at most one more on its way.
     assert len(settled_leases) <= len(acknowledged) + 8
 
