@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from scripts import last_start, process_table
+from scripts import last_start, nginx_config, process_table
 from scripts.log_follow import follow as follow_files
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import LogMarks, StartFailed, wait_ready
 from scripts.show import log_files, show_welcome
 from scripts.start_command import StartCommand
-from scripts.supervisor_client import State, Supervisor, SupervisorError
-from scripts.supervisor_config import CODE_ROOT, Program, environment_python, programs, render
+from scripts.supervisor_client import ProcessState, State, Supervisor, SupervisorError
+from scripts.supervisor_config import CODE_ROOT, Program, environment_python, programs, render, write_nginx
 
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
@@ -38,12 +38,20 @@ class Services:
         self.programs = programs(loaded, start_command.overrides if start_command else ())
 
     def named(self, names: Sequence[str]) -> list[Program]:
-        """In the order of their start; all without names. `fastapi` is the edge, as in logs. Raises ConfigError."""
+        """In the order of their start; without names all but the optional ones. `fastapi` is the edge, as in logs.
+
+        Raises ConfigError.
+        """
         names = ["edge" if name == "fastapi" else name for name in names]
         known = {program.name: program for program in self.programs}
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"no service {', '.join(unknown)}; there is {', '.join(known)}")
-        return [program for program in self.programs if not names or program.name in names]
+        return [p for p in self.programs if (p.name in names if names else not p.is_optional)]
+
+    def shown(self) -> list[Program]:
+        """All but those optional ones that are not up."""
+        up = {process.service for process in self._processes() if process.is_up}
+        return [program for program in self.programs if not program.is_optional or program.name in up]
 
     def hosts_of(self, engine: str) -> list[str]:
         """The engine hosts of a kind. Raises ConfigError if there is none."""
@@ -115,6 +123,9 @@ class Services:
             missing = [program for program in wanted if program.name not in up]
             for program in missing:
                 self._check_port_is_free(program)
+            for program in wanted:
+                if program.name == "nginx" and write_nginx(self._loaded, program) and program not in missing:
+                    self._reload_nginx()
             if missing:
                 last_start.save(self._loaded)
             if self._start_command and not self._runs_other_command(up):
@@ -130,6 +141,15 @@ class Services:
             for program in missing:
                 started.append(program)
                 self._supervisor.start_service(program.name)
+
+    def _processes(self) -> list[ProcessState]:
+        return self._supervisor.processes() if self._supervisor.is_running() else []
+
+    def _reload_nginx(self) -> None:
+        for process in self._supervisor.processes():
+            if process.service == "nginx" and process.pid:
+                nginx_config.reload(process.pid)
+                print("nginx reads its changed configuration", flush=True)
 
     def _runs_other_command(self, up: Collection[str]) -> bool:
         """Whether vLLM is up with a start command that this one must not replace."""
@@ -148,6 +168,8 @@ class Services:
 
     def _check_environments(self, wanted: Sequence[Program]) -> None:
         for program in wanted:
+            if program.name == "nginx" and not Path(program.command[0]).exists():
+                raise ConfigError(nginx_config.MISSING)
             if not Path(program.command[0]).exists():
                 raise ConfigError(f"{program.name}: {program.command[0]} is not there; `make install` makes it")
 
@@ -169,6 +191,8 @@ class Services:
         settings = self._settings
         if program.name == "edge":
             yield "fastapi_port", settings.fastapi_host, settings.fastapi_port
+        if program.name == "nginx":
+            yield "nginx.port", settings.nginx.host, settings.nginx.port
         if program.engine == "vllm" and settings.vllm.launch_mode != "attached":
             yield "vllm_port", settings.vllm_host, settings.vllm_port
         if program.engine == "sglang" and settings.sglang.launch_mode != "attached":

@@ -384,7 +384,7 @@ def _needed_for(config: str, arguments: list[str]) -> set[str]:
 def _ensure_for(config: str, model: str | None, arguments: list[str]) -> None:
     first = {"gateway"}
     usual = Path(config).resolve() == DEFAULT_CONFIG
-    everything = not set(arguments) - {"--follow", "--no-wait"}
+    everything = not set(arguments) - {"--follow", "--no-wait", "--nginx"}
     if usual and everything and not Environment("gateway", ("gateway",)).up_to_date():
         # A first start: the usual configuration needs the engine, so both install at the same time.
         first |= {"vllm"} if model else {"vllm", "demo"}

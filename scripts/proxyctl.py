@@ -54,7 +54,7 @@ def main() -> int:
             return services.start(named, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
         if args.action == "stop":
             return services.stop(named)
-        return show_status(loaded, services.named(named))
+        return show_status(loaded, services.named(named) if named else services.shown())
     except (ConfigError, SupervisorError, StartFailed, TimeoutError) as e:
         print(e, file=sys.stderr)
         return 1
@@ -75,6 +75,7 @@ def _parse() -> argparse.Namespace:
         action = actions.add_parser(name)
         action.add_argument("--model", default="", help="a model for vLLM instead of the configured start command's")
         action.add_argument("--model-args", default="", help="more flags for --model")
+        action.add_argument("--nginx", action="store_true", help="start nginx in front of the edge too")
         action.add_argument("--follow", action="store_true", help="stay, show the logs; Ctrl-C stops")
         action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
         action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
@@ -119,12 +120,17 @@ def _services(args: argparse.Namespace) -> tuple[LoadedSettings, Services]:
 def _load(args: argparse.Namespace) -> tuple[LoadedSettings, StartCommand | None]:
     """The settings, with `--model` put in the place of the start command. Writes nothing."""
     model = getattr(args, "model", "")
+    # Who names it wants it.
+    wants_nginx = getattr(args, "nginx", False) or (
+        args.action in ("start", "needs") and "nginx" in getattr(args, "services", ())
+    )
+    overrides = ["nginx.enabled=true"] if wants_nginx else []
     if not model:
-        return load_settings(args.config), None
+        return load_settings(args.config, overrides), None
     if _is_path(model) and not Path(model).exists():
         raise ConfigError(f"MODEL={model}: there is no such folder")
     command = model_command(model, args.model_args)
-    loaded = load_settings(args.config, [f"vllm.start_cmd={json.dumps(command, ensure_ascii=False)}"])
+    loaded = load_settings(args.config, [*overrides, f"vllm.start_cmd={json.dumps(command, ensure_ascii=False)}"])
     path = loaded.root / loaded.settings.run_dir / "vllm_start_cmd.txt"
     return loaded, StartCommand(path, f"# Generated for MODEL={model}\n{command}\n")
 

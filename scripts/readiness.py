@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
 import time
 import urllib.error
@@ -112,6 +113,8 @@ def is_ready(program: Program, serves_models: bool = True) -> bool:
     if program.name == "edge":
         status = _http_status(f"{program.address}/health")
         return status == 200 or (status is not None and not serves_models)
+    if program.name == "nginx":
+        return _accepts(program.address)
     with grpc.insecure_channel(program.address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
@@ -150,7 +153,7 @@ def logs_of(loaded: LoadedSettings, program: Program) -> list[Path]:
     settings = loaded.settings
     section = {"vllm": settings.vllm, "sglang": settings.sglang}.get(program.engine or "")
     output = [section.log_file] if section is not None and section.launch_mode != "attached" else []
-    return [*output, settings.logs.dir / program.log_names[0]]
+    return [*output, settings.logs.dir / (program.error_log or program.log_names[0])]
 
 
 class _Deaths:
@@ -225,6 +228,15 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CALL_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _http_status(url: str) -> int | None:

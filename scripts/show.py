@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.log_follow import follow
 from scripts.readiness import is_ready
 from scripts.supervisor_client import ProcessState, Supervisor
-from scripts.supervisor_config import Program, edge_url
+from scripts.supervisor_config import Program, edge_url, nginx_url
 
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
 
@@ -40,6 +40,7 @@ def show_welcome(loaded: LoadedSettings, wanted: Sequence[Program], keys_are_new
     print(
         f"\nvLLM Proxy is up after {seconds:.0f} s",
         f"  URL    {url}/v1",
+        *([f"  nginx  {nginx_url(loaded.settings)}/v1"] if any(p.name == "nginx" for p in wanted) else []),
         f"  Key    {shown_key} {where}",
         *([_admin_line(admin_key, keys_file)] if admin_key else []),
         f"  Model  {model or 'none: see make status'}",
@@ -99,6 +100,9 @@ def log_files(loaded: LoadedSettings, programs: Sequence[Program], name: str) ->
         }
         for program in programs
     }
+    for program in programs:
+        if program.error_log:
+            services[program.name][f"{program.name}-error"] = folder / program.error_log
     sections = {"vllm": loaded.settings.vllm, "sglang": loaded.settings.sglang}
     for kind in {program.engine for program in programs} & sections.keys():
         if kind is not None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts import external_tools, nginx_config
+
 from vllm_proxy.common.settings import ConfigError, EngineHostSpec, LoadedSettings, Settings
 
 #: Where the code and its environments are; a configuration's own root may be elsewhere.
@@ -22,6 +24,7 @@ EXEC_WITH_PID = CODE_ROOT / "scripts" / "exec_with_pid.sh"
 
 #: Besides its drain, how long a service may take to end before it is killed.
 STOP_MARGIN_S = 10
+NGINX_PID = "nginx.pid"
 #: File descriptors that services may have, as far as the hard limit allows.
 WANTED_FILES = 65536
 #: What supervisord fills in.
@@ -41,15 +44,21 @@ class Program:
     pid: str
     """Below the folder of pid files, likewise."""
     address: str
-    """Where it can be asked how it is: a gRPC address, for the edge a URL."""
+    """Where it can be asked how it is: a gRPC address, for the edge a URL, for nginx host:port."""
     environment: Mapping[str, str] = field(default_factory=dict)
     listener: str | None = None
     """host:port of the listener that its processes inherit."""
     processes: int = 1
     engine: str | None = None
+    error_log: str | None = None
+    """Where its standard error goes, if not into `log`."""
+    stop_signal: str = "TERM"
+    is_optional: bool = False
+    """Whether it is started only where it is named."""
 
     @property
     def log_names(self) -> list[str]:
+        """One for each process."""
         return [self.log % {"process_num": number} for number in range(self.processes)]
 
     @property
@@ -83,6 +92,7 @@ def programs(loaded: LoadedSettings, overrides: Sequence[str] = ()) -> list[Prog
             address=settings.router.address,
         ),
         *hosts,
+        *_nginx(loaded),
         _edge(loaded, common),
     ]
 
@@ -128,8 +138,51 @@ def environment_python(name: str) -> Path:
 
 def edge_url(settings: Settings) -> str:
     """Where a client on this machine finds the edge."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.fastapi_host, settings.fastapi_host)
-    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{settings.fastapi_port}"
+    return f"http://{_from_here(settings.fastapi_host, settings.fastapi_port)}"
+
+
+def nginx_url(settings: Settings) -> str:
+    """Where a client on this machine finds nginx."""
+    scheme = "https" if settings.nginx.tls_certificate else "http"
+    return f"{scheme}://{_from_here(settings.nginx.host, settings.nginx.port)}"
+
+
+def write_nginx(loaded: LoadedSettings, program: Program) -> bool:
+    """Writes nginx's configuration and has it checked; whether it changed. Raises ConfigError."""
+    changed = nginx_config.write(loaded, _edge_target(loaded.settings))
+    nginx_config.check(loaded, Path(program.command[0]))
+    return changed
+
+
+def _from_here(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return f"{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
+
+
+def _edge_target(settings: Settings) -> str:
+    return _from_here(settings.fastapi_host, settings.fastapi_port)
+
+
+def _nginx(loaded: LoadedSettings) -> list[Program]:
+    """If it is wanted, or was started. Stops after the edge, whose drain ends what runs, and answers 503 meanwhile."""
+    settings = loaded.settings
+    if not settings.nginx.enabled and not (loaded.root / settings.pid_dir / NGINX_PID).exists():
+        return []
+    found = external_tools.find("nginx") or Path("nginx")
+    return [
+        Program(
+            name="nginx",
+            command=nginx_config.command(loaded, found),
+            priority=35,
+            stop_wait_s=_stop_wait_s(0),
+            log="nginx-access.log",
+            error_log="nginx-error.log",
+            pid=NGINX_PID,
+            address=_from_here(settings.nginx.host, settings.nginx.port),
+            stop_signal="QUIT",
+            is_optional=not settings.nginx.enabled,
+        )
+    ]
 
 
 def _engine_host(settings: Settings, name: str, spec: EngineHostSpec, common: tuple[str, ...]) -> Program:
@@ -201,22 +254,30 @@ def _program_section(loaded: LoadedSettings, program: Program) -> str:
         "autorestart": "true",
         "startsecs": "1",
         "startretries": "1000",
-        "stopsignal": "TERM",
+        "stopsignal": program.stop_signal,
         # Only the service is told to stop: an engine's processes must live until its requests have ended.
         "stopasgroup": "false",
         "killasgroup": "true",
         "stopwaitsecs": str(program.stop_wait_s),
-        "redirect_stderr": "true",
-        "stdout_logfile": _path(loaded.root / settings.logs.dir / program.log),
-        "stdout_logfile_maxbytes": str(settings.logs.max_bytes),
-        "stdout_logfile_backups": str(settings.logs.backups),
+        "redirect_stderr": "false" if program.error_log else "true",
+        **_log_file(settings, "stdout", loaded.root / settings.logs.dir / program.log),
     }
+    if program.error_log:
+        values |= _log_file(settings, "stderr", loaded.root / settings.logs.dir / program.error_log)
     if program.processes > 1:
         values |= {"numprocs": str(program.processes), "process_name": "%(program_name)s-%(process_num)d"}
     if program.listener is None:
         return _section(f"program:{program.name}", values)
     values |= {"socket": f"tcp://{program.listener}", "socket_backlog": "2048"}
     return _section(f"fcgi-program:{program.name}", values)
+
+
+def _log_file(settings: Settings, stream: str, path: Path) -> dict[str, str]:
+    return {
+        f"{stream}_logfile": _path(path),
+        f"{stream}_logfile_maxbytes": str(settings.logs.max_bytes),
+        f"{stream}_logfile_backups": str(settings.logs.backups),
+    }
 
 
 def _section(name: str, values: Mapping[str, str]) -> str:

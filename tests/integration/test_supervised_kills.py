@@ -5,38 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.support.cluster import free_port
+from tests.support.proxyctl import proxyctl
 from tests.support.site import Site
 from tests.support.streams import live_streams
 from tests.support.wait import eventually
 
-ROOT = Path(__file__).parents[2]
 STREAMS = 50
 #: Contract: new requests work so soon after a kill.
 BACK_WITHIN_S = 10.0
 TOKENS = 300
-START_TIMEOUT_S = 60
-
-
-def proxyctl(site: Site, action: str) -> None:
-    command = [sys.executable, "-m", "scripts.proxyctl", "--config", str(site.config_path), action]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=START_TIMEOUT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -278,6 +278,20 @@ class Logs(Section):
     """Rotated files that are kept."""
 
 
+class Nginx(Section):
+    """nginx in front of the edge, as scripts/start.sh runs it."""
+
+    enabled: bool = False
+    """Whether scripts/start.sh starts it; the same as its --nginx."""
+    host: str = "0.0.0.0"
+    """Where it listens."""
+    port: Port = 8000
+    tls_certificate: Path | None = None
+    """PEM, the chain included. With tls_key it makes `port` a TLS port; null: plain HTTP."""
+    tls_key: Path | None = None
+    """PEM."""
+
+
 class Settings(Section):
     """The configuration of all services."""
 
@@ -307,6 +321,7 @@ class Settings(Section):
     """Engine hosts by name. Empty: one for each engine that has a start command, named after it."""
     grpc: Grpc = Grpc()
     logs: Logs = Logs()
+    nginx: Nginx = Nginx()
     pid_dir: Path = Path(".pids")
     run_dir: Path = Path(".run")
     """Unix sockets of the services."""

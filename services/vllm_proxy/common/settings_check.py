@@ -90,6 +90,8 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
     if "sglang" in engines:
         key = "engine_hosts" if settings.engine_hosts else f"sglang.{settings.sglang.command_source}"
         yield f"{key}: SGLang is not supported by this version; use vllm"
+    if bool(settings.nginx.tls_certificate) != bool(settings.nginx.tls_key):
+        yield "nginx.tls_certificate, nginx.tls_key: both or none"
     yield from _port_conflicts(_loopback_ports(settings, "vllm" in engines))
 
 
@@ -99,6 +101,8 @@ def _loopback_ports(settings: Settings, has_vllm: bool) -> Iterator[tuple[str, i
         yield "fastapi_port", settings.fastapi_port
     if has_vllm:
         yield "vllm_port", settings.vllm_port
+    if settings.nginx.enabled:
+        yield "nginx.port", settings.nginx.port
     yield "auth.metrics_port", settings.auth.metrics_port
     yield "router.metrics_port", settings.router.metrics_port
     for name, spec in settings.engine_hosts.items():

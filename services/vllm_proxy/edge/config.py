@@ -17,7 +17,7 @@ class EdgeConfig:
     grpc: Grpc
     log_dir: Path
     log_stems: tuple[str, ...]
-    """The names of all workers' log files, without `.log`."""
+    """The names of all workers' log files and of nginx's, which has no service to ask, without `.log`."""
     max_body_bytes: int
     max_header_bytes: int
     request_timeout_s: float
@@ -43,7 +43,12 @@ class EdgeConfig:
             grpc=settings.grpc,
             log_dir=settings.logs.dir,
             # A worker that is the only one has no number.
-            log_stems=("fastapi", *(f"fastapi-{number}" for number in range(settings.fastapi_workers))),
+            log_stems=(
+                "fastapi",
+                "nginx-access",
+                "nginx-error",
+                *(f"fastapi-{number}" for number in range(settings.fastapi_workers)),
+            ),
             max_body_bytes=edge.max_body_bytes,
             max_header_bytes=edge.max_header_bytes,
             request_timeout_s=edge.request_timeout_s,
