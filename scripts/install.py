@@ -4,6 +4,7 @@
     scripts/install.sh dev             the same and what the tests and linters need
     scripts/install.sh vllm            .venv/vllm: the engine (the CUDA build with an NVIDIA GPU, else the CPU build)
     scripts/install.sh demo            in .venv/vllm: what makes the demo model and trains demo adapters
+    scripts/install.sh sglang          .venv/sglang: the other engine (the same; its tests alone run on a CPU)
     scripts/install.sh --for CONFIG [-- ARGUMENTS]    what scripts/start.sh needs to start with these arguments
 
 Standard library only: it runs before anything is installed. Different environments install at the same time.
@@ -39,6 +40,39 @@ CPU_TORCH_VERSION = "2.13.0"
 CPU_TORCH_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 #: Builds of these that pip picks cannot be imported beside a CPU torch, and text needs none of them.
 UNUSABLE_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+SGLANG_VERSION = "0.5.23"
+#: What SGLang imports to serve text on a CPU, at its own pins. All of its requirements would bring CUDA builds.
+SGLANG_CPU_PACKAGES = (
+    "aiohttp",
+    "compressed-tensors==0.18.0",
+    "dill",
+    "einops",
+    "fastapi",
+    "gguf",
+    "ipython",
+    "jsonschema",
+    "msgspec",
+    "numpy",
+    "openai==2.8.0",
+    "orjson",
+    "partial-json-parser",
+    "pillow",
+    "prometheus-client",
+    "psutil",
+    "pybase64",
+    "pydantic",
+    "python-multipart",
+    "pyzmq",
+    "requests",
+    "sentencepiece==0.2.1",
+    "setproctitle",
+    "soundfile",
+    "torchvision==0.28.0",
+    "transformers==5.19.0",
+    "uvicorn>=0.51",
+    "uvloop",
+    "xgrammar==0.2.7",
+)
 DEMO_PACKAGES = ("accelerate>=1.0", "gguf>=0.10", "peft>=0.17")
 PIP_BOOTSTRAP_URL = "https://bootstrap.pypa.io/pip/pip.pyz"
 PROGRESS_INTERVAL_S = 10.0
@@ -251,6 +285,16 @@ def _install_vllm(env: Environment) -> None:
         env.pip("uninstall", "-y", *UNUSABLE_BESIDE_CPU_TORCH)
 
 
+def _install_sglang(env: Environment) -> None:
+    if engine_build() == "gpu":
+        env.pip("install", f"sglang=={SGLANG_VERSION}")
+    else:
+        _install_cpu_torch(env)
+        env.pip("install", "--no-deps", f"sglang=={SGLANG_VERSION}")
+        # With torch named, the build that is there stays.
+        env.pip("install", f"torch=={CPU_TORCH_VERSION}", *SGLANG_CPU_PACKAGES)
+
+
 def _install_project(env: Environment) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     env.pip_beside_pins(*project["dependencies"])
@@ -282,6 +326,7 @@ PARTS: dict[str, Callable[[Environment], None]] = {
     "gateway": _install_gateway,
     "dev": _install_dev,
     "vllm": _install_vllm,
+    "sglang": _install_sglang,
     "project": _install_project,
     "demo": _install_demo,
 }
@@ -301,6 +346,8 @@ def _key(part: str) -> str:
         digest.update(f"{VLLM_VERSION} {CPU_TORCH_VERSION}".encode())
     elif part == "demo":
         digest.update(repr(DEMO_PACKAGES).encode())
+    elif part == "sglang":
+        digest.update(f"{SGLANG_VERSION} {CPU_TORCH_VERSION} {SGLANG_CPU_PACKAGES}".encode())
     else:
         digest.update((ROOT / "pyproject.toml").read_bytes())
     return digest.hexdigest()
@@ -334,8 +381,10 @@ def _read(path: Path) -> str | None:
 
 def _environments(parts: set[str]) -> list[Environment]:
     gateway = ("dev",) if "dev" in parts else ("gateway",) if "gateway" in parts else ()
-    engine = ("vllm", "project", "demo") if "demo" in parts else ("vllm", "project") if "vllm" in parts else ()
-    return [Environment(name, wanted) for name, wanted in (("gateway", gateway), ("vllm", engine)) if wanted]
+    vllm = ("vllm", "project", "demo") if "demo" in parts else ("vllm", "project") if "vllm" in parts else ()
+    sglang = ("sglang", "project") if "sglang" in parts else ()
+    wanted = {"gateway": gateway, "vllm": vllm, "sglang": sglang}
+    return [Environment(name, parts_of) for name, parts_of in wanted.items() if parts_of]
 
 
 def _ensure(parts: set[str]) -> None:

@@ -61,21 +61,26 @@ class RuntimeResolver(Section):
 
 
 class Lora(Section):
+    """What both engines share."""
+
     enabled: bool = True
     max_lora_rank: PositiveInt = 64
     max_loras: PositiveInt = 4
     """Adapters that compute in one batch."""
-    max_cpu_loras: PositiveInt = 4
-    """Adapters that stay in memory; at least max_loras."""
     preload: list[LoraPreload] = []
     """Loaded at start: name, path, base_model_name."""
     allowed_roots: list[Path] = [Path("./adapters"), Path("/data/lora")]
     """Folders that adapters may be loaded from, besides cache_dir and the preloaded ones."""
+    runtime_resolver: RuntimeResolver = RuntimeResolver()
+
+
+class VllmLora(Lora):
+    max_cpu_loras: PositiveInt = 4
+    """Adapters that stay in memory; at least max_loras."""
     default_mm_loras: dict[str, str] = {}
     """Modality -> adapter path, for multi-modal models."""
     limit_mm_per_prompt: dict[str, Any] = {}
     """Modality -> items per prompt."""
-    runtime_resolver: RuntimeResolver = RuntimeResolver()
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +93,11 @@ class Lora(Section):
             if too_few or "max_cpu_loras" not in data:
                 data = {**data, "max_cpu_loras": loras}
         return data
+
+
+class SglangLora(Lora):
+    target_modules: list[str] = ["all"]
+    """The modules that adapters may change, by name; all: every one that the model has."""
 
 
 class EngineSection(Section):
@@ -136,13 +146,14 @@ class Vllm(EngineSection):
     start_cmd_file: Path = Path("config/vllm_start_cmd.txt")
     log_file: Path = Path("logs/vllm.log")
     pid_file: Path = Path(".pids/vllm.pid")
-    lora: Lora = Lora()
+    lora: VllmLora = VllmLora()
 
 
 class Sglang(EngineSection):
     start_cmd_file: Path = Path("config/sglang_start_cmd.txt")
     log_file: Path = Path("logs/sglang.log")
     pid_file: Path = Path(".pids/sglang.pid")
+    lora: SglangLora = SglangLora()
 
 
 class Sim(Section):
@@ -299,6 +310,7 @@ class Settings(Section):
     """Where the engine host serves vLLM's own HTTP application. Loopback only."""
     vllm_port: Port = 8002
     sglang_host: LoopbackHost = "localhost"
+    """The same for SGLang."""
     sglang_port: Port = 8003
     fastapi_host: str = "0.0.0.0"
     """Where the edge listens."""

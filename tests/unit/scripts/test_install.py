@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VLLM_BUILD", "cpu")
     (tmp_path / "logs").mkdir()
     (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["grpcio"]\n')
-    for name in ("gateway", "vllm"):
+    for name in ("gateway", "vllm", "sglang"):
         (tmp_path / "logs" / f"install-{name}.log").touch()
     return tmp_path
 
@@ -79,6 +79,16 @@ def test_another_kind_of_engine_is_installed_into_an_empty_environment(monkeypat
     assert any("-m venv" in command for command in again.commands)
     assert any("install vllm==" in command for command in again.commands)
     assert not any("torch==" in command for command in again.commands)
+
+
+def test_sglang_comes_whole_with_a_gpu_and_beside_a_cpu_torch_without(monkeypatch: pytest.MonkeyPatch):
+    on_cpu = _installed("sglang", "sglang", "project").commands
+    assert any(f"--no-deps sglang=={install.SGLANG_VERSION}" in command for command in on_cpu)
+    assert any("transformers==" in command for command in on_cpu)
+    monkeypatch.setenv("VLLM_BUILD", "gpu")
+    on_gpu = _installed("sglang", "sglang", "project").commands
+    assert any(command.endswith(f"install sglang=={install.SGLANG_VERSION}") for command in on_gpu)
+    assert not any("torch==" in command for command in on_gpu)
 
 
 def test_pytorchs_own_index_is_asked_only_when_pips_lacks_the_build(monkeypatch: pytest.MonkeyPatch):

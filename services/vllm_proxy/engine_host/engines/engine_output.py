@@ -25,7 +25,7 @@ def _without_vllm_fields(record: logging.LogRecord) -> bool:
 
 
 class EngineOutput:
-    """Sends what an engine in this process and its children print to a file; this process's JSON log stays where it was.
+    """Sends what an engine and its children print to a file; this process's JSON log stays where it was.
 
     Children inherit file descriptors 1 and 2, so these are what is turned round; log handlers that write to standard
     error get a private copy of the old one.

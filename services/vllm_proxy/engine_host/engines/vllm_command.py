@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from vllm_proxy.common.settings import ConfigError, Lora
+from vllm_proxy.common.settings import ConfigError, VllmLora
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _clean(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(kept), tuple(warnings)
 
 
-def lora_arguments(command: StartCommand, lora: Lora) -> tuple[list[str], list[str]]:
+def lora_arguments(command: StartCommand, lora: VllmLora) -> tuple[list[str], list[str]]:
     """The flags that the `lora` section adds to the command, and what it wanted but the command says otherwise."""
     if not lora.enabled:
         return [], []
@@ -180,7 +180,7 @@ def _given(arguments: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def parse_arguments(command: StartCommand, lora: Lora) -> Namespace:
+def parse_arguments(command: StartCommand, lora: VllmLora) -> Namespace:
     """vLLM's own arguments. Imports vLLM. Raises ConfigError with one line that names the flag."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_proxy.common.settings import ConfigError, Lora
+from vllm_proxy.common.settings import ConfigError, VllmLora
 from vllm_proxy.engine_host.engines.base import EngineDied
 from vllm_proxy.engine_host.engines.engine_owner import reap_own
 from vllm_proxy.engine_host.engines.vllm_command import StartCommand, parse_arguments
@@ -43,7 +43,7 @@ class EngineStart:
     It is a daemon, so that a process that must end does not wait for an import.
     """
 
-    def __init__(self, command: StartCommand, lora: Lora) -> None:
+    def __init__(self, command: StartCommand, lora: VllmLora) -> None:
         self._command = command
         self._lora = lora
         self._ended = threading.Event()

@@ -74,7 +74,7 @@ def confine(path: Path, roots: Sequence[Path]) -> Path:
     except (OSError, RuntimeError, ValueError):  # a loop of links; a NUL
         raise InvalidAdapter("The adapter path cannot be resolved.") from None
     if not _under(real, roots):
-        raise InvalidAdapter(f"The adapter path {path} does not lie under an allowed root (vllm.lora.allowed_roots).")
+        raise InvalidAdapter(f"The adapter path {path} does not lie under an allowed root (lora.allowed_roots).")
     if not real.is_dir():
         raise InvalidAdapter(f"The adapter path {path} is not a folder.")
     return real

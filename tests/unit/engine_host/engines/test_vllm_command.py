@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_proxy.common.settings import ConfigError, Lora, Vllm
+from vllm_proxy.common.settings import ConfigError, Vllm, VllmLora
 from vllm_proxy.engine_host.engines.vllm_command import engine_rank, lora_arguments, read_command
 
 
@@ -48,24 +48,26 @@ def test_dropped_flags_are_told() -> None:
 
 def test_the_lora_section_fills_in_what_the_command_leaves_open() -> None:
     added, warnings = lora_arguments(
-        read_command("vllm serve M"), Lora(max_lora_rank=48, default_mm_loras={"image": "/p"})
+        read_command("vllm serve M"), VllmLora(max_lora_rank=48, default_mm_loras={"image": "/p"})
     )
     assert added == [
         *("--enable-lora", "--max-lora-rank", "64", "--max-loras", "4", "--max-cpu-loras", "4"),
         *("--default-mm-loras", '{"image": "/p"}'),
     ]
     assert warnings == []
-    assert lora_arguments(read_command("vllm serve M"), Lora(enabled=False)) == ([], [])
+    assert lora_arguments(read_command("vllm serve M"), VllmLora(enabled=False)) == ([], [])
 
 
 def test_a_flag_in_the_command_wins_and_is_told() -> None:
     added, warnings = lora_arguments(
-        read_command("vllm serve M --max_loras=8 --enable-lora --max-lora-rank 64"), Lora()
+        read_command("vllm serve M --max_loras=8 --enable-lora --max-lora-rank 64"), VllmLora()
     )
     assert added == ["--max-cpu-loras", "8"]
     assert len(warnings) == 1
     assert "--max-loras 8 wins" in warnings[0]
-    _, warnings = lora_arguments(read_command("vllm serve M --no-enable-lora --limit-mm-per-prompt.image 2"), Lora())
+    _, warnings = lora_arguments(
+        read_command("vllm serve M --no-enable-lora --limit-mm-per-prompt.image 2"), VllmLora()
+    )
     assert any("--enable-lora off wins" in w for w in warnings)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_proxy.common.settings import Lora, RuntimeResolver, Vllm
+from vllm_proxy.common.settings import RuntimeResolver, Vllm, VllmLora
 from vllm_proxy.engine_host.engines.engine_owner import OWNER_VARIABLE
 from vllm_proxy.engine_host.engines.vllm_process import set_environment
 
@@ -14,7 +14,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment = {"VLLM_PLUGINS": "mine", "VLLM_NO_USAGE_STATS": "0", "PROMETHEUS_MULTIPROC_DIR": "/x"}
     monkeypatch.setattr(os, "environ", environment)
     resolver = RuntimeResolver(cache_dir=tmp_path / "cache")
-    set_environment(Vllm(extra_env={"A": "1"}, lora=Lora(runtime_resolver=resolver)))
+    set_environment(Vllm(extra_env={"A": "1"}, lora=VllmLora(runtime_resolver=resolver)))
     assert environment["A"] == "1"
     assert environment["VLLM_NO_USAGE_STATS"] == "0"
     assert "PROMETHEUS_MULTIPROC_DIR" not in environment
