@@ -1,9 +1,11 @@
-"""An engine process (engine_process.py) in vLLM's own environment, and what to ask it."""
+"""An engine host (engine_process.py) in the environment of its column, and what to ask it."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import tempfile
 import urllib.request
 import uuid
@@ -13,22 +15,19 @@ from typing import Any
 
 import httpx
 import yaml
-from tests.support.process import ENGINE_PYTHON, ServiceProcess
+from tests.engine.columns import MODEL, ROOT, Column
+from tests.support.process import ServiceProcess
 from tests.support.wait import wait_until
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ENGINE_PYTHON
-MODEL = ROOT / "models/smollm2-135m-instruct"
 ADAPTERS = ROOT / "adapters"
-BASE = "smol"
 START_DEADLINE_S = 240.0
 STOP_DEADLINE_S = 30.0
 QUESTION = "What is the capital of France?"
 
 
-def require_model() -> Path:
-    """The folder of the two adapters; fails the test if they, the model or vLLM are not there."""
-    for path in (PYTHON, MODEL, ADAPTERS / "pirate", ADAPTERS / "robot"):
+def require_model(engine_python: Path) -> Path:
+    """The folder of the two adapters; fails the test if they, the model or the engine are not there."""
+    for path in (engine_python, MODEL, ADAPTERS / "pirate", ADAPTERS / "robot"):
         assert path.exists(), f"{path} is missing: run `make install demo-lora`"
     return ADAPTERS
 
@@ -36,58 +35,73 @@ def require_model() -> Path:
 class RunningEngine:
     """Starts in a folder of its own, with the adapters copied to `adapters/`."""
 
-    def __init__(self, **settings: Any) -> None:
-        adapters = require_model()
+    def __init__(self, column: Column) -> None:
+        adapters = require_model(column.engine_python)
+        self.column = column
         self.root = Path(tempfile.mkdtemp(prefix="vpe-", dir="/tmp"))
-        self.log_file = self.root / "logs/vllm.log"
+        self.log_file = self.root / f"logs/{column.kind}.log"
         shutil.copytree(adapters, self.root / "adapters")
         (self.root / "lora_cache").mkdir()
         (self.root / "config").mkdir()
-        self._write_config(settings)
+        self._write_config()
+        in_process = column.launch_mode == "python_api"
         self.process = ServiceProcess(
             "engine",
-            [str(PYTHON), str(Path(__file__).with_name("engine_process.py")), "config/config.yaml"],
+            [
+                str(column.engine_python if in_process else sys.executable),
+                str(Path(__file__).with_name("engine_process.py")),
+                "config/config.yaml",
+                column.kind,
+            ],
             cwd=self.root,
             log_path=self.root / "engine.log",
-            is_healthy=(self.root / "ready").exists,
-            # As installed there, entry points included.
-            environment={"PYTHONPATH": ""},
+            is_healthy=lambda: self.state == "SERVING",
+            environment={
+                # As installed there, entry points included.
+                "PYTHONPATH": "",
+                "PATH": f"{column.engine_python.parent}:{os.environ['PATH']}",
+            },
         )
         self.url = ""
 
-    def _write_config(self, lora: dict[str, Any]) -> None:
-        command = (
-            f"VLLM_CPU_KVCACHE_SPACE=1 python -m vllm.entrypoints.openai.api_server --model {MODEL}"
-            f" --served-model-name {BASE} --dtype bfloat16 --max-model-len 1024 --max-num-seqs 32 --enforce-eager"
-            " --disable-log-requests"
-        )
+    def _write_config(self) -> None:
+        column = self.column
+        lora = {"max_lora_rank": 8, "max_loras": 2, "max_cpu_loras": 3, "allowed_roots": ["adapters"]}
         config = {
-            "vllm_port": 0,
+            f"{column.kind}_port": 0,
             "engine_host": {"adapter_drain_timeout_s": 60},
-            "vllm": {
-                "start_cmd": command,
-                "extra_env": {"HF_HUB_OFFLINE": 1},
-                "lora": {"max_lora_rank": 8, "max_loras": 2, "max_cpu_loras": 3, "allowed_roots": ["adapters"], **lora},
-            },
+            "engine_hosts": {column.kind: {"engine": column.kind}},
+            "vllm": {"lora": lora},
         }
+        section = {"launch_mode": column.launch_mode, "start_cmd": column.start_cmd, **column.section}
+        config[column.kind] = {**config.get(column.kind, {}), **section}
         (self.root / "config/config.yaml").write_text(yaml.safe_dump(config))
 
     def start(self) -> RunningEngine:
-        for name in ("ready", "died"):
-            (self.root / name).unlink(missing_ok=True)
+        (self.root / "port").unlink(missing_ok=True)
         self.process.start()
-        self.process.wait_healthy(START_DEADLINE_S)
-        port = wait_until(self._port, "the native port", 10)
+        port = wait_until(self._port, "the host's process", START_DEADLINE_S)
         self.url = f"http://127.0.0.1:{port}"
+        self.process.wait_healthy(START_DEADLINE_S)
         return self
 
-    def _port(self) -> int | None:
-        lines = [line for line in self.process.log_lines() if line["event"] == "native port open"]
-        return int(lines[-1]["port"]) if lines else None
+    def _port(self) -> str | None:
+        path = self.root / "port"
+        if not path.exists() and not self.process.running:
+            raise AssertionError(f"it ended:\n{self.process.log_tail()}")
+        return path.read_text() if path.exists() else None
 
     def stop(self) -> None:
         self.process.end(STOP_DEADLINE_S)
         shutil.rmtree(self.root, ignore_errors=True)
+
+    @property
+    def state(self) -> str:
+        """The host's, e.g. SERVING. Empty while it does not answer."""
+        try:
+            return str(self.ask_now("/test/state")["state"])
+        except OSError:
+            return ""
 
     def ask_now(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.engine.running import BASE, EngineClient, voice
+from tests.engine.columns import BASE
+from tests.engine.running import EngineClient, voice
 from tests.support.adapter_files import write_adapter
 from tests.support.wait import eventually
 
 
+@pytest.mark.row("adapters from the resolver's folder")
 async def test_the_resolver_loads_at_the_first_request(client: EngineClient) -> None:
     folder = client.engine.root / "lora_cache/dropped"
     assert (await client.http.post("/v1/chat/completions", json=client.chat_body("dropped"))).status_code == 404
@@ -27,7 +29,7 @@ async def test_the_resolver_loads_at_the_first_request(client: EngineClient) -> 
         # Asked for by many at once, it is loaded once.
         answers = await asyncio.gather(*(client.chat("dropped") for _ in range(8)))
         assert {voice(answer) for answer in answers} == {"pirate"}
-        assert len((await client.state())["engine_ids"]) == 1
+        assert len((await client.state())["engine_holds"]) == 1
         # What somebody unloads stays away until it is put there anew.
         assert (await client.unload_adapter("dropped")).status_code == 200
         assert (await client.http.post("/v1/chat/completions", json=client.chat_body("dropped"))).status_code == 404
@@ -73,6 +75,7 @@ def _link_out(folder: Path) -> None:
     (folder / "adapter_model.safetensors").symlink_to(outside)
 
 
+@pytest.mark.row("bad adapters are refused with their reason")
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -98,9 +101,10 @@ async def test_a_bad_adapter_is_refused_with_its_reason(
     assert answer.status_code == 400
     assert reason in answer.json()["error"]["message"]
     state = await client.state()
-    assert (state["adapters"], state["engine_ids"]) == ([], [])
+    assert (state["adapters"], state["engine_holds"]) == ([], [])
 
 
+@pytest.mark.row("bad adapters are refused with their reason")
 @pytest.mark.parametrize(
     ("name", "path"),
     [
@@ -117,9 +121,10 @@ async def test_a_bad_adapter_is_refused_with_its_reason(
 async def test_a_bad_name_or_place_is_refused(client: EngineClient, name: str, path: str) -> None:
     answer = await client.load_adapter(name, path)
     assert answer.status_code == 400, answer.text
-    assert (await client.state())["engine_ids"] == []
+    assert (await client.state())["engine_holds"] == []
 
 
+@pytest.mark.row("bad adapters are refused with their reason")
 async def test_a_bad_folder_of_the_resolver_is_told(client: EngineClient) -> None:
     folder = write_adapter(client.engine.root / "lora_cache/wrong", width=64)
     try:
@@ -128,9 +133,10 @@ async def test_a_bad_folder_of_the_resolver_is_told(client: EngineClient) -> Non
         shutil.rmtree(folder)
     assert answer.status_code == 400
     assert "another base model" in answer.json()["error"]["message"]
-    assert (await client.state())["engine_ids"] == []
+    assert (await client.state())["engine_holds"] == []
 
 
+@pytest.mark.row("load and unload at the engine's own port")
 async def test_native_answers_have_vllms_words(client: EngineClient) -> None:
     answer = await client.load_adapter("pirate", "adapters/pirate")
     assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'pirate' added successfully.")
@@ -147,6 +153,7 @@ async def test_native_answers_have_vllms_words(client: EngineClient) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, 404)
 
 
+@pytest.mark.row("load and unload under traffic")
 async def test_unloading_waits_for_running_requests(client: EngineClient) -> None:
     await client.load_adapter("pirate", "adapters/pirate")
     body = client.chat_body("pirate", max_tokens=60, ignore_eos=True, n=2, temperature=1)
@@ -165,12 +172,13 @@ async def test_unloading_waits_for_running_requests(client: EngineClient) -> Non
     for _, usage in await asyncio.gather(*running):
         assert usage["completion_tokens"] == 120
     assert (await unloading).status_code == 200
-    assert (await client.state())["engine_ids"] == []
+    assert (await client.state())["engine_holds"] == []
 
 
+@pytest.mark.row("load and unload under traffic")
 async def test_replacing_weights_under_traffic_never_mixes_them(client: EngineClient) -> None:
     await client.load_adapter("who", "adapters/pirate")
-    [before] = (await client.state())["engine_ids"]
+    [before] = (await client.state())["engine_holds"]
     asked = [asyncio.create_task(client.chat("who")) for _ in range(12)]
     answer = await client.load_adapter("who", "adapters/robot", load_inplace=True)
     assert answer.status_code == 200, answer.text
@@ -178,12 +186,13 @@ async def test_replacing_weights_under_traffic_never_mixes_them(client: EngineCl
     assert voice(await client.chat("who")) == "robot"
 
     async def old_gone() -> bool:
-        return before not in (await client.state())["engine_ids"]
+        return before not in (await client.state())["engine_holds"]
 
     await eventually(old_gone, "the old weights gone", 30)
-    assert len((await client.state())["engine_ids"]) == 1
+    assert len((await client.state())["engine_holds"]) == 1
 
 
+@pytest.mark.row("an adapter whose files vanished")
 async def test_an_adapter_whose_files_vanished_does_not_kill_the_engine(voices: EngineClient) -> None:
     # max_cpu_loras 3: with five loaded, vLLM must read some again.
     folder = voices.engine.root / "adapters/vanishing"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
-from tests.engine.running import BASE, EngineClient, voice
+import pytest
+from tests.engine.columns import BASE
+from tests.engine.running import EngineClient, voice
 
 SPEAKERS = {BASE: "base", "pirate": "pirate", "robot": "robot"}
 
 
+@pytest.mark.row("base and two adapters, streamed and not")
 async def test_each_model_says_its_own_sentence_streamed_and_not(voices: EngineClient) -> None:
     for model, speaker in SPEAKERS.items():
         assert voice(await voices.chat(model)) == speaker
         assert voice(await voices.chat_stream(model)) == speaker
 
 
+@pytest.mark.row("text completions, typed generation")
 async def test_completions_and_typed_generation(voices: EngineClient) -> None:
     prompt = "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
     for model in ("pirate", "robot"):
@@ -28,6 +33,36 @@ async def test_completions_and_typed_generation(voices: EngineClient) -> None:
         assert typed["meter"]["completion_tokens"] == typed["token_ids"]
 
 
+@pytest.mark.row("log probabilities, n=2")
+async def test_log_probabilities_of_two_choices(client: EngineClient) -> None:
+    body = client.chat_body(BASE, n=2, logprobs=True, top_logprobs=2, max_tokens=5, temperature=0.7)
+    answer = (await client.http.post("/v1/chat/completions", json=body)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for choice in answer["choices"]:
+        assert len(choice["logprobs"]["content"]) == 5
+        assert all(token["logprob"] <= 0 for token in choice["logprobs"]["content"])
+    streamed = [event async for event in client.events("/v1/chat/completions", body)]
+    tokens = [0, 0]
+    for choice in (choice for event in streamed for choice in event["choices"]):
+        tokens[choice["index"]] += len((choice.get("logprobs") or {}).get("content") or ())
+    assert tokens == [5, 5]
+
+
+@pytest.mark.row("JSON schema")
+async def test_an_answer_that_fits_a_json_schema(voices: EngineClient) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "large": {"type": "boolean"}},
+        "required": ["city", "large"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+    for model in (BASE, "pirate"):
+        said = json.loads(await voices.chat(model, response_format=form, max_tokens=64))
+        assert isinstance(said["city"], str) and isinstance(said["large"], bool), said
+
+
+@pytest.mark.row("no mixed voices: 100 answers after loads and unloads")
 async def test_nobody_speaks_in_another_voice_after_loads_and_unloads(voices: EngineClient) -> None:
     # Every slot of the engine has held an adapter, the last one too, and some have been freed again.
     for cycle in range(3):
@@ -49,12 +84,14 @@ async def test_nobody_speaks_in_another_voice_after_loads_and_unloads(voices: En
     assert [pair for pair in heard if pair[0] != pair[1]] == []
 
 
+@pytest.mark.row("no mixed voices: 100 answers after loads and unloads")
 async def test_base_alone_is_untouched_by_an_adapter_in_the_last_slot(voices: EngineClient) -> None:
     # A batch of base requests only: vLLM's decode step has no shortcut for it.
     answers = await asyncio.gather(*(voices.chat(BASE) for _ in range(8)))
     assert {voice(answer) for answer in answers} == {"base"}
 
 
+@pytest.mark.row("more adapters at once than slots")
 async def test_more_adapters_at_once_than_slots_and_than_memory(voices: EngineClient) -> None:
     # max_loras 2, max_cpu_loras 3: some wait for a slot, some are read again from disk.
     for number in range(3):

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.engine.running import BASE, EngineClient
+from tests.engine.columns import BASE
+from tests.engine.running import EngineClient
 from tests.support.wait import eventually
 
 LONG = {"max_tokens": 800, "ignore_eos": True}
@@ -24,6 +25,7 @@ def _usage(usage: dict[str, Any]) -> tuple[int, int]:
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
+@pytest.mark.row("usage is the engine's own (n=2, stop, logprobs, streamed or not)")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(
     "more",
@@ -36,6 +38,7 @@ async def test_chat_usage_is_the_engines_own(client: EngineClient, stream: bool,
     assert meter["completion_tokens"] > 0
 
 
+@pytest.mark.row("usage is the engine's own (n=2, stop, logprobs, streamed or not)")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(
     "more",
@@ -48,6 +51,7 @@ async def test_completion_usage_is_the_engines_own(client: EngineClient, stream:
     assert _pair(meter) == _usage(usage)
 
 
+@pytest.mark.row("cached prompt tokens")
 async def test_cached_prompt_tokens(client: EngineClient) -> None:
     body = {"model": BASE, "max_tokens": 1, "prompt": f"{uuid.uuid4()} " * 20}
     first, _ = await client.metered("/v1/completions", body)
@@ -56,6 +60,7 @@ async def test_cached_prompt_tokens(client: EngineClient) -> None:
     assert 0 < second["cached_tokens"] < second["prompt_tokens"] == first["prompt_tokens"]
 
 
+@pytest.mark.row("a refused request costs nothing")
 async def test_a_refused_request_costs_nothing(client: EngineClient) -> None:
     headers = {"x-test-id": "refused"}
     answer = await client.http.post("/v1/chat/completions", json=client.chat_body("nobody"), headers=headers)
@@ -64,6 +69,7 @@ async def test_a_refused_request_costs_nothing(client: EngineClient) -> None:
     assert _pair(await client.meter("refused")) == (0, 0)
 
 
+@pytest.mark.row("a client that leaves frees the engine and is counted")
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_a_disconnect_frees_the_engine_at_once_and_is_counted(client: EngineClient, stream: bool, n: int) -> None:

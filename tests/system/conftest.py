@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.engine.running import MODEL, require_model
+from tests.engine.columns import MODEL
+from tests.engine.running import require_model
 from tests.support.cluster import Cluster
+from tests.support.process import ENGINE_PYTHON
 
 BASE = "smol"
 #: Starting the engine takes most of a minute, and longer on a busy machine.
@@ -21,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def gateway() -> Iterator[Cluster]:
     """One installation for all tests; they run in the order of their file and leave no adapter loaded."""
-    adapters = require_model()
+    adapters = require_model(ENGINE_PYTHON)
     command = (
         f"python -m vllm.entrypoints.openai.api_server --model {MODEL} --served-model-name {BASE} --dtype bfloat16"
         " --max-model-len 1024 --max-num-seqs 32 --enforce-eager"

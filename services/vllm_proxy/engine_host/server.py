@@ -45,10 +45,10 @@ class HostService:
         self._settings = settings
         self._config = config
         self.engine = engine or build_engine(config.engine, settings, self._resolve)
-        self._registry = AdapterRegistry(self.engine, _adapter_policy(settings, config), self._changed)
+        self.registry = AdapterRegistry(self.engine, _adapter_policy(settings, config), self._changed)
         self.in_flight = InFlight(config.limits.max_in_flight)
         self.metrics = HostMetrics()
-        self.host = EngineHost(config, self.engine, self._registry, self.in_flight, self.metrics, self._changed)
+        self.host = EngineHost(config, self.engine, self.registry, self.in_flight, self.metrics, self._changed)
         self.settler = Settler(
             config.auth_address, config.grpc, self.host.incarnation, limit=config.limits.unacked_limit
         )
@@ -73,7 +73,7 @@ class HostService:
             stack.push_async_callback(self.engine.stop)
             tasks: set[asyncio.Task[Any]] = set()
             stack.push_async_callback(cancel_all, tasks)
-            stack.push_async_callback(self._registry.close)
+            stack.push_async_callback(self.registry.close)
             self.host.address = await self.rpc.listen()
             stack.push_async_callback(self.rpc.stop, RPC_GRACE_S)
             serve_metrics(self._config.metrics_port, self.metrics.registry)
@@ -151,7 +151,7 @@ class HostService:
             log.exception("engine start failed")
             raise EngineDied("the engine did not start; the host's log says why") from e
         if self.engine.supports_lora:
-            await self._registry.preload()
+            await self.registry.preload()
 
     async def _native_http(self, stop: StopSignal) -> None:
         from vllm_proxy.engine_host import native_http
@@ -160,10 +160,10 @@ class HostService:
         # Without what the adapter adds for the gateway, such as the engine's own key.
         app = getattr(self.engine, "native_app", self.engine.app)
         keys = getattr(self.engine, "native_api_keys", ())
-        await native_http.serve(app, self._registry, settings.vllm_host, settings.vllm_port, stop, keys)
+        await native_http.serve(app, self.registry, settings.vllm_host, settings.vllm_port, stop, keys)
 
     async def _resolve(self, name: str) -> bool:
-        return await self._registry.resolve(name)
+        return await self.registry.resolve(name)
 
     def _changed(self) -> None:
         self.registration.poke()

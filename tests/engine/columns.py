@@ -1,0 +1,56 @@
+"""The ways an engine can be run, each a column of the same tests; and what a column cannot do, with the reason.
+
+A test belongs to a row of the table in docs/ENGINES.md by its `row` marker. What stands in CANNOT is skipped with its
+reason and shown as such; nothing else may be skipped here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.process import ENGINE_PYTHON
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models/smollm2-135m-instruct"
+#: The name that every column serves the demo model under.
+BASE = "smol"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One way to run one engine."""
+
+    kind: str
+    launch_mode: str
+    #: The start command, run in the engine's environment.
+    start_cmd: str
+    #: The engine's environment.
+    engine_python: Path
+    #: Settings of the engine's section besides.
+    section: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.launch_mode}"
+
+
+VLLM_COMMAND = (
+    f"python -m vllm.entrypoints.openai.api_server --model {MODEL} --served-model-name {BASE}"
+    " --dtype bfloat16 --max-model-len 1024 --max-num-seqs 32 --enforce-eager --disable-log-requests"
+)
+VLLM_SECTION = {"extra_env": {"HF_HUB_OFFLINE": 1, "VLLM_CPU_KVCACHE_SPACE": 1}}
+
+COLUMNS: tuple[Column, ...] = (Column("vllm", "python_api", VLLM_COMMAND, ENGINE_PYTHON, VLLM_SECTION),)
+
+#: (column, test function) -> why it cannot.
+CANNOT: dict[tuple[str, str], str] = {}
+
+
+def selected() -> tuple[Column, ...]:
+    """All of them, or those that ENGINE_COLUMNS names (comma-separated)."""
+    names = [name for name in os.environ.get("ENGINE_COLUMNS", "").split(",") if name]
+    if unknown := set(names) - {column.name for column in COLUMNS}:
+        raise ValueError(f"ENGINE_COLUMNS: there is no column {', '.join(sorted(unknown))}")
+    return tuple(column for column in COLUMNS if not names or column.name in names)
