@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripts.supervisor_client import Supervisor, SupervisorGone
 from scripts.supervisor_config import Program
 
+from vllm_proxy.common.rpc.address import dial_target
 from vllm_proxy.common.settings import LoadedSettings
 
 POLL_S = 0.25
@@ -115,7 +116,7 @@ def is_ready(program: Program, serves_models: bool = True) -> bool:
         return status == 200 or (status is not None and not serves_models)
     if program.name == "nginx":
         return _accepts(program.address)
-    with grpc.insecure_channel(program.address) as channel:
+    with grpc.insecure_channel(dial_target(program.address)) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=False

@@ -13,6 +13,18 @@ _SQLITE = "sqlite:"
 
 
 @dataclass(frozen=True, slots=True)
+class RedisConfig:
+    """What matters if the store is a Redis."""
+
+    prefix: str = "vllm-proxy"
+    timeout_s: float = 2.0
+    leadership_ttl_s: float = 3.0
+    fail_open: bool = False
+    #: Records that wait for Redis in memory at most while it is away.
+    outage_buffer: int = 500_000
+
+
+@dataclass(frozen=True, slots=True)
 class AuthConfig:
     address: str
     api_keys_file: Path
@@ -27,18 +39,30 @@ class AuthConfig:
     ledger_retention_days: int
     metrics_port: int | None
     drain_timeout_s: float
+    #: The URL of a Redis; empty: SQLite in `store_path`.
+    redis_url: str = ""
+    redis: RedisConfig = RedisConfig()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> AuthConfig:
-        """Raises ConfigError for a store that this version does not know."""
+        """Raises ConfigError if it is not said where this replica listens."""
         auth = settings.auth
-        path = auth.store.removeprefix(_SQLITE)
-        if not auth.store.startswith(_SQLITE) or not path:
-            raise ConfigError(f"auth.store: must be sqlite:PATH, not {auth.store.partition('@')[0]!r}")
+        address = auth.listen_address or auth.address
+        if "," in address:
+            raise ConfigError("auth.listen_address: say which of auth.address this replica listens on")
+        is_file = auth.store.startswith(_SQLITE)
         return cls(
-            address=auth.address,
+            address=address,
             api_keys_file=settings.api_keys_file,
-            store_path=Path(path),
+            store_path=Path(auth.store.removeprefix(_SQLITE)) if is_file else Path(),
+            redis_url="" if is_file else auth.store,
+            redis=RedisConfig(
+                prefix=auth.redis_prefix,
+                timeout_s=auth.redis_timeout_s,
+                leadership_ttl_s=auth.leadership_ttl_s,
+                fail_open=auth.store_outage == "fail_open",
+                outage_buffer=auth.store_outage_buffer,
+            ),
             full_sync=auth.synchronous == "full",
             limits=Limits.from_settings(settings.rate_limit),
             default_response_tokens=auth.default_response_tokens,

@@ -34,6 +34,18 @@ class AuthMetrics(Collector):
         self.committed_records = Counter(
             "vllm_proxy_auth_committed_records_total", "Records written to the store.", registry=registry
         )
+        self.leader = Gauge(
+            "vllm_proxy_auth_leader", "1 if this replica decides, 0 if it stands by.", registry=registry
+        )
+        self.store_outage = Gauge("vllm_proxy_auth_store_outage", "1 while Redis is away.", registry=registry)
+        self.undurable_records = Gauge(
+            "vllm_proxy_auth_undurable_records", "Records that are not in the store yet.", registry=registry
+        )
+        self.replayed_batches = Counter(
+            "vllm_proxy_auth_replayed_batches_total",
+            "Batches that Redis had lost and was given again.",
+            registry=registry,
+        )
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily]:

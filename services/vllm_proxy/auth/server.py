@@ -41,17 +41,16 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     """Returns 0 after a stop, 1 if the store failed. Raises ConfigError."""
     config = AuthConfig.from_settings(loaded.settings)
     metrics = AuthMetrics(CollectorRegistry())
+    serve_metrics(config.metrics_port, metrics.registry)
     declared = _declared_keys(config)
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
-        store = SqliteStore(
-            config.store_path,
-            full_sync=config.full_sync,
-            metrics=metrics,
-            ledger_retention_days=config.ledger_retention_days,
-            clock=clock,
-        )
+        store = await _opened(config, metrics, clock, stop)
+        if store is None:
+            return 0
         stack.push_async_callback(store.close)
+        if config.redis_url:  # the file may have changed while this replica stood by
+            declared = _declared_keys(config)
         admission = restored(config, declared, metrics, clock, store)
         servicer = AuthServicer(admission, store, config.api_keys_file, metrics)
 
@@ -59,10 +58,10 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, rpc.server)
         logs = LogFolder(loaded.settings.logs.dir, ["auth"])
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(MaintenanceServicer(loaded, logs), rpc.server)
-        serve_metrics(config.metrics_port, metrics.registry)
 
         address = await rpc.listen()
-        stack.push_async_callback(rpc.stop, config.drain_timeout_s)
+        # Who cannot write has nothing to answer: peers had better look for another replica.
+        stack.push_async_callback(lambda: rpc.stop(0 if store.failed.done() else config.drain_timeout_s))
         tasks: set[asyncio.Task[object]] = set()
         stack.push_async_callback(cancel_all, tasks)
 
@@ -73,7 +72,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         ticking = spawn(tasks, _tick(admission, store), "auth-tick")
         stopping = spawn(tasks, stop.wait(), "auth-stop")
         await rpc.set_serving(True)
-        log.info("ready", extra={"address": address, "keys": len(admission.keys), "store": str(config.store_path)})
+        log.info("ready", extra={"address": address, "keys": len(admission.keys), "store": store.place})
 
         await asyncio.wait([stopping, store.failed, ticking], return_when=asyncio.FIRST_COMPLETED)
         await rpc.set_serving(False)
@@ -81,12 +80,38 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         return 0 if stop.requested and not store.failed.done() else 1
 
 
+async def _opened(config: AuthConfig, metrics: AuthMetrics, clock: Clock, stop: StopSignal) -> Store | None:
+    """None if a stop was asked for while this replica stood by."""
+    if not config.redis_url:
+        metrics.leader.set(1)
+        return SqliteStore(
+            config.store_path,
+            full_sync=config.full_sync,
+            metrics=metrics,
+            ledger_retention_days=config.ledger_retention_days,
+            clock=clock,
+        )
+    from vllm_proxy.auth.redis_store import RedisStore
+
+    opening = asyncio.create_task(RedisStore.open(config, metrics, lambda: _since(config, clock)))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        return opening.result() if opening.done() else None
+    finally:
+        await cancel_all({opening, stopping})
+
+
+def _since(config: AuthConfig, clock: Clock) -> tuple[int, int, int]:
+    """What `Store.load` wants to know."""
+    now_ms = clock.unix_ms()
+    grace_ms = config.settle_grace_ns // 1_000_000
+    return now_ms - grace_ms, period_start_ms("day", now_ms), period_start_ms("month", now_ms)
+
+
 def restored(config: AuthConfig, declared: list[ApiKey], metrics: AuthMetrics, clock: Clock, store: Store) -> Admission:
     """An admission that goes on where the store's last process ended."""
-    now_ms = clock.unix_ms()
-    state = store.load(
-        now_ms - config.settle_grace_ns // 1_000_000, period_start_ms("day", now_ms), period_start_ms("month", now_ms)
-    )
+    state = store.load(*_since(config, clock))
     keys = KeyRing(declared, (key for row in state.keys if (key := _made_key(row)) is not None))
     admission = Admission(config, keys, metrics, clock)
     admission.restore(state)

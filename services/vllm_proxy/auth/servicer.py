@@ -15,7 +15,7 @@ from vllm_proxy.auth.keys_file import UnreadableKeysFile, load_keys, warn_about_
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.session import Session
 from vllm_proxy.auth.store import Record, Store
-from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of
+from vllm_proxy.auth.wire import STORE_AWAY, admit_response, ask_of, settlement_of
 from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             self._metrics.sessions.dec()
 
     async def Admit(self, request: pb.AdmitRequest, context: Any) -> pb.AdmitResponse:
+        if not self._store.accepting:
+            raise AuthUnavailable(STORE_AWAY)
         decision = self._admission.admit(ask_of(request, request.owner_id))
         if decision.record is not None:
             await self._durable([decision.record])

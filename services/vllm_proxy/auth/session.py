@@ -17,7 +17,7 @@ import grpc.aio
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.store import Record, Store
-from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of
+from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of, unavailable
 from vllm_proxy.common.errors import InvalidRequest
 
 #: Answers in one message; well under 1 MiB.
@@ -101,7 +101,7 @@ class Session:
             records += verdict.records
             settles.append(pb.SettleResponse(seq=settle.seq, applied=verdict.applied))
         for admit in message.admits:
-            decision = admission.admit(ask_of(admit, owner_id))
+            decision = admission.admit(ask_of(admit, owner_id)) if self._store.accepting else unavailable()
             response = admit_response(admit.seq, decision)
             if decision.record is not None:
                 records.append(decision.record)

@@ -77,6 +77,11 @@ class SqliteStore:
             os.close(self._lock)
             raise
         self._path = path
+        self.place = f"sqlite:{path}"
+
+    @property
+    def accepting(self) -> bool:
+        return not self.failed.done()
 
     def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
         """Reads in the calling thread; for the start, before anything is appended."""

@@ -171,6 +171,12 @@ class UsageRow(NamedTuple):
 class Store(Protocol):
     #: Completes with the fault once the store can no longer write.
     failed: asyncio.Future[Exception]
+    #: Where it is, without secrets, for the log.
+    place: str
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new requests may be admitted: what they reserve can be made durable, and nobody else decides."""
 
     def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
         """Everything that a start needs. `recent` reaches back to the first of these Unix times; the others are

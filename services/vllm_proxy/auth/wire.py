@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
+from vllm_proxy.auth.account import Refusal
 from vllm_proxy.auth.decision import Ask, Decision
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import LimitState
-from vllm_proxy.common.errors import InvalidRequest
+from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
 
 #: Text that comes from clients is cut to so many characters before it is kept or logged.
 _MAX_REQUEST_ID = 128
 _MAX_NAME = 256
 _NS_PER_MS = 1_000_000
 _MAX_UINT32 = 2**32 - 1
+
+#: What is answered while the store does not accept.
+STORE_AWAY = "The auth service cannot reach its store; nothing new is admitted until it can."
+_RETRY_AFTER_NS = 1_000_000_000
 
 _OPERATIONS = {int(operation): operation for operation in Operation}
 _SOURCES = {int(source): source for source in Source} | {0: Source.EDGE}
@@ -32,6 +37,10 @@ def ask_of(request: pb.AdmitRequest, owner_id: str) -> Ask:
         request.choices,
         request.client_is_local,
     )
+
+
+def unavailable() -> Decision:
+    return Decision(Refusal(AuthUnavailable.reason, STORE_AWAY, retry_after_ns=_RETRY_AFTER_NS))
 
 
 def admit_response(seq: int, decision: Decision) -> pb.AdmitResponse:

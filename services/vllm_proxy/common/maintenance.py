@@ -22,7 +22,7 @@ _SECRET_NAME = re.compile(r"(secret|password|token|key)$", re.IGNORECASE)
 #: Up to the next flag: `--api-key` takes several.
 _SECRET_FLAG = re.compile(r"(--(?:api-key|hf-token)[= ]\s*)(?:(?!-)\S+\s*)+")
 _SECRET_VARIABLE = re.compile(r"(\b[A-Z_]*(?:KEY|TOKEN|SECRET|PASSWORD)=)\S+")
-_URL_PASSWORD = re.compile(r"(\w+://[^\s:/@]*:)[^\s@]+@")
+_URL_PASSWORD = re.compile(r"(\w+://[^\s:/@]*:)\S+@")
 
 
 class LogFolder:

@@ -15,16 +15,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from vllm_proxy.common.settings_check import checked_address, checked_loopback, conflicts, fault_of
+from vllm_proxy.common.settings_check import (
+    checked_address,
+    checked_addresses,
+    checked_loopback,
+    checked_store,
+    conflicts,
+    fault_of,
+)
 
 #: The environment variable that holds the token services show each other. Needed once a gRPC listener leaves
 #: loopback or a Unix socket.
 INTERNAL_TOKEN_VARIABLE = "VLLM_PROXY_INTERNAL_TOKEN"
+#: The environment variable that may hold the password of auth.store's Redis.
+REDIS_PASSWORD_VARIABLE = "VLLM_PROXY_REDIS_PASSWORD"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Address = Annotated[str, AfterValidator(checked_address)]
+Addresses = Annotated[str, AfterValidator(checked_addresses)]
 LoopbackHost = Annotated[str, AfterValidator(checked_loopback)]
 EngineKind = Literal["vllm", "sglang", "sim"]
 
@@ -198,12 +208,24 @@ class Edge(Section):
 
 
 class Auth(Section):
-    address: Address = "unix:.run/auth.sock"
-    """Where AuthService listens: unix:PATH or host:port."""
-    store: str = "sqlite:state/auth.db"
-    """Where leases and usage are kept."""
+    address: Addresses = "unix:.run/auth.sock"
+    """Where AuthService is: unix:PATH or host:port; of several replicas all, as ip:port,ip:port, or one DNS name."""
+    listen_address: Address | None = None
+    """Where this replica listens; null: at address."""
+    store: Annotated[str, AfterValidator(checked_store)] = "sqlite:state/auth.db"
+    """Where leases and usage are kept: sqlite:PATH, or the URL of a Redis or Valkey, which several replicas share."""
     synchronous: Literal["normal", "full"] = "normal"
     """SQLite durability: normal survives kill -9, full also a power cut."""
+    redis_prefix: Annotated[str, Field(min_length=1, pattern=r"^[^{}\s]+$")] = "vllm-proxy"
+    """What every key in Redis begins with, in braces, so that all lie in one slot of a cluster."""
+    redis_timeout_s: PositiveSeconds = 2
+    """An answer of Redis that takes longer counts as an outage."""
+    leadership_ttl_s: Annotated[float, Field(ge=0.5)] = 3
+    """How long after the death of the replica that decides another one takes over."""
+    store_outage: Literal["fail_closed", "fail_open"] = "fail_closed"
+    """While Redis is away: fail_closed admits nothing new (503); fail_open admits and keeps the records in memory."""
+    store_outage_buffer: PositiveInt = 500_000
+    """Records (two a request) that fail_open keeps in memory; beyond it nothing is admitted."""
     default_response_tokens: PositiveInt = 1024
     """Response tokens to reserve when a request does not say max_tokens."""
     lease_ttl_s: PositiveSeconds = 30
@@ -217,15 +239,6 @@ class Auth(Section):
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 5
-
-    @field_validator("store")
-    @classmethod
-    def _scheme(cls, value: str) -> str:
-        scheme, _, path = value.partition(":")
-        if scheme != "sqlite" or not path:
-            # What stands before an @ may be a password.
-            raise ValueError(f"must be sqlite:PATH, not {value.partition('@')[0]!r}")
-        return value
 
 
 class Router(Section):

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from vllm_proxy.common.rpc.address import is_local
+from vllm_proxy.common.rpc.address import dial_target, is_local
 
 if TYPE_CHECKING:
     from vllm_proxy.common.settings import EngineSection, Settings
+
+_STORES = ("sqlite", "unix", *(f"redis{tls}{kind}" for tls in ("", "s") for kind in ("", "+sentinel", "+cluster")))
 
 #: What an empty value should have been, by the beginning of pydantic's name for the fault.
 _WANTED = (
@@ -34,6 +36,25 @@ def checked_address(value: str) -> str:
     good = bool(path) if scheme == "unix" else bool(host) and port.isdecimal() and int(port) <= 65535
     if not good or "://" in value:
         raise ValueError(f"must be unix:PATH or host:port, not {value!r}")
+    return value
+
+
+def checked_addresses(value: str) -> str:
+    """Raises ValueError unless it is one address, or several separated by commas as a channel can take them."""
+    if "," not in value:
+        return checked_address(value)
+    for one in value.split(","):
+        checked_address(one)
+    dial_target(value)
+    return value
+
+
+def checked_store(value: str) -> str:
+    """Raises ValueError unless it begins like a store that there is. The auth service checks the rest."""
+    scheme, _, rest = value.partition(":")
+    if scheme not in _STORES or not rest.removeprefix("//") or (scheme != "sqlite") != rest.startswith("//"):
+        # The rest of a URL may hold a password.
+        raise ValueError(f"must be sqlite:PATH or the URL of a Redis (redis://host:port/db), not {scheme!r}:...")
     return value
 
 
@@ -92,6 +113,8 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
         yield f"{key}: SGLang is not supported by this version; use vllm"
     if bool(settings.nginx.tls_certificate) != bool(settings.nginx.tls_key):
         yield "nginx.tls_certificate, nginx.tls_key: both or none"
+    if "," in settings.auth.address and settings.auth.store.startswith("sqlite:"):
+        yield "auth.address: several replicas need a store that they share: set auth.store to the URL of a Redis"
     yield from _port_conflicts(_loopback_ports(settings, "vllm" in engines))
 
 

@@ -65,6 +65,8 @@ class MemoryStore:
         self.groups: list[list[Record]] = []
         self.held: list[Callable[[], None]] = []
         self.hold = False
+        self.accepting = True
+        self.place = "memory"
 
     def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
         return StoredState()

@@ -10,11 +10,13 @@ import grpc
 import grpc.aio
 
 from vllm_proxy.common.ids import TOKEN_METADATA
+from vllm_proxy.common.rpc.address import dial_target
 from vllm_proxy.common.settings import INTERNAL_TOKEN_VARIABLE, Grpc
 
 
 def open_channel(address: str, settings: Grpc) -> grpc.aio.Channel:
-    """A channel to `address` (`unix:PATH` or `host:port`). Make it after any fork, close it in an exit stack."""
+    """A channel to `address`: `unix:PATH`, `host:port`, or several, of which it takes one that answers. Make it after
+    any fork, close it in an exit stack."""
     interceptors: list[grpc.aio.ClientInterceptor] = []
     if token := os.environ.get(INTERNAL_TOKEN_VARIABLE):
         interceptors = [
@@ -24,7 +26,7 @@ def open_channel(address: str, settings: Grpc) -> grpc.aio.Channel:
             _StreamStreamToken(token),
         ]
     return grpc.aio.insecure_channel(
-        address,
+        dial_target(address),
         interceptors=interceptors,
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -35,6 +37,8 @@ def open_channel(address: str, settings: Grpc) -> grpc.aio.Channel:
             ("grpc.initial_reconnect_backoff_ms", int(settings.reconnect_min_s * 1000)),
             ("grpc.min_reconnect_backoff_ms", int(settings.reconnect_min_s * 1000)),
             ("grpc.max_reconnect_backoff_ms", int(settings.reconnect_max_s * 1000)),
+            # A name may stand for another replica a moment later.
+            ("grpc.dns_min_time_between_resolutions_ms", int(settings.reconnect_max_s * 1000)),
             # A restarted peer is another process: never share a connection's backoff state between channels.
             ("grpc.use_local_subchannel_pool", 1),
         ],
