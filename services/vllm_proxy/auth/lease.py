@@ -66,7 +66,7 @@ class Settlement(NamedTuple):
     usage: Usage
     model: str = ""
     host: str = ""
-    #: The base of `model` if that is an adapter; else empty.
+    #: The base behind `model`, or `model` itself; empty if it is not known.
     base_model: str = ""
 
 

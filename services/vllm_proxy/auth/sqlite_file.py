@@ -54,6 +54,7 @@ CREATE TABLE usage_hours (
     charged_tokens INTEGER NOT NULL, requests INTEGER NOT NULL,
     PRIMARY KEY (hour, account, user, model, base_model)
 ) WITHOUT ROWID;
+CREATE INDEX usage_by_account ON usage_hours (account, hour);
 -- All of the ledger is still there: the sums begin anew, and the new ones with them.
 DELETE FROM balances;
 UPDATE folded SET through_id = 0;
@@ -62,9 +63,12 @@ CREATE TABLE keys (
     digest BLOB PRIMARY KEY, data TEXT NOT NULL, created_at_ms INTEGER NOT NULL, created_by TEXT NOT NULL,
     revoked_at_ms INTEGER
 ) WITHOUT ROWID;
+CREATE INDEX keys_by_age ON keys (created_at_ms, digest);
+CREATE INDEX keys_by_user ON keys (data ->> 'user', created_at_ms, digest);
 CREATE TABLE audit (
     id INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, actor_key_id TEXT NOT NULL, actor_user TEXT NOT NULL,
-    action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL, source_address TEXT NOT NULL
+    action TEXT NOT NULL, target TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL,
+    source_address TEXT NOT NULL, request_id TEXT NOT NULL
 );
 CREATE INDEX audit_by_time ON audit (at_ms);
 CREATE TABLE prompt_ratios (

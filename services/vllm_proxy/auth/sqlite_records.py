@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from vllm_proxy.auth.sqlite_file import transaction
 from vllm_proxy.auth.store import (
     AuditEntry,
+    AuditForgotten,
     Balance,
     KeyRevoked,
     KeyStored,
@@ -33,6 +34,7 @@ _ENTRY = (
     "lease_id, account, user, request_id, model, host, attempt, source, outcome, prompt_tokens, cached_tokens, "
     "completion_tokens, requests, closes, settled_at_ms, charged_tokens, base_model"
 )
+AUDIT = "at_ms, actor_key_id, actor_user, action, target, outcome, detail, source_address, request_id"
 _BALANCE = "prompt_tokens, cached_tokens, completion_tokens, requests, charged_tokens, last_used_ms"
 
 
@@ -45,8 +47,8 @@ _STATEMENTS: dict[type, str] = {
     LeaseOpened: f"INSERT INTO leases ({_LEASE}) VALUES ({_values(8)})",
     LeaseReported: f"UPDATE leases SET ({_REPORT}) = (?2,?3,?4,?5,?6,?7,?8,?9) WHERE lease_id = ?1",
     LedgerEntry: f"INSERT INTO ledger ({_ENTRY}) VALUES ({_values(17)})",
-    AuditEntry: "INSERT INTO audit (at_ms, actor_key_id, actor_user, action, target, detail, source_address) "
-    f"VALUES ({_values(7)})",
+    AuditEntry: f"INSERT INTO audit ({AUDIT}) VALUES ({_values(9)})",
+    AuditForgotten: "DELETE FROM audit WHERE at_ms < ?",
     RatioLearned: f"INSERT OR REPLACE INTO prompt_ratios (model, script, tokens, size_bytes) VALUES ({_values(4)})",
 }
 _CLOSE = "DELETE FROM leases WHERE lease_id = ?"

@@ -21,13 +21,24 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+from vllm_proxy.auth import sqlite_queries
 from vllm_proxy.auth.clock import Clock
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.sqlite_file import is_busy, lock_file, open_file
 from vllm_proxy.auth.sqlite_ledger import fold, forget
 from vllm_proxy.auth.sqlite_records import read_state, write_records
-from vllm_proxy.auth.store import Record, StoredState, UsageQuery, UsageRow
+from vllm_proxy.auth.store import (
+    AuditQuery,
+    KeyQuery,
+    NumberedAuditEntry,
+    Record,
+    StoredKey,
+    StoredState,
+    UsageQuery,
+    UsageRow,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +54,7 @@ _ROWS_PER_FOLD = 2000
 _ROWS_PER_FORGET = 4000
 _MS_PER_DAY = 86_400_000
 
+T = TypeVar("T")
 _Queued = tuple[Sequence[Record], Callable[[], None]]
 
 
@@ -69,6 +81,8 @@ class SqliteStore:
         self._idle.set()
         # One writes, one copies the WAL.
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="auth-store")
+        # What people ask waits for each other, and never for them.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="auth-store-reader")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = lock_file(path)
         try:
@@ -106,6 +120,7 @@ class SqliteStore:
             await asyncio.wait([self._copying])
         await self._loop.run_in_executor(self._threads, self._db.close)
         self._threads.shutdown()
+        self._reader.shutdown()
         os.close(self._lock)
 
     def _flush(self) -> None:
@@ -200,4 +215,23 @@ class SqliteStore:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        raise NotImplementedError
+        return await self._ask(lambda db: sqlite_queries.usage(db, query))
+
+    async def stored_key(self, digest_prefix: bytes) -> StoredKey | None:
+        return await self._ask(lambda db: sqlite_queries.stored_key(db, digest_prefix))
+
+    async def stored_keys(self, query: KeyQuery) -> list[StoredKey]:
+        return await self._ask(lambda db: sqlite_queries.stored_keys(db, query))
+
+    async def audit(self, query: AuditQuery) -> list[NumberedAuditEntry]:
+        return await self._ask(lambda db: sqlite_queries.audit(db, query))
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """On a connection of its own: in WAL mode it sees all that is committed and holds up nobody."""
+
+        def answer() -> T:
+            uri = f"{self._path.absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+                return question(db)
+
+        return await self._loop.run_in_executor(self._reader, answer)

@@ -58,7 +58,7 @@ class LedgerEntry(NamedTuple):
     closes: bool
     settled_at_ms: int
     charged_tokens: int
-    #: The base of `model` if that is an adapter; else empty.
+    #: The base behind `model`, or `model` itself; empty if it is not known.
     base_model: str = ""
 
 
@@ -79,15 +79,23 @@ class KeyRevoked(NamedTuple):
 
 
 class AuditEntry(NamedTuple):
-    """Somebody administered something."""
+    """Somebody administered something. `outcome`: `ok`, or the reason why it failed."""
 
     at_ms: int
     actor_key_id: str
     actor_user: str
     action: str
     target: str
-    detail_json: str
+    outcome: str
+    detail: str
     source_address: str
+    request_id: str
+
+
+class AuditForgotten(NamedTuple):
+    """Entries of before that time go."""
+
+    before_ms: int
 
 
 class RatioLearned(NamedTuple):
@@ -99,7 +107,7 @@ class RatioLearned(NamedTuple):
     size_bytes: float
 
 
-Record = LeaseOpened | LeaseReported | LedgerEntry | KeyStored | KeyRevoked | AuditEntry | RatioLearned
+Record = LeaseOpened | LeaseReported | LedgerEntry | KeyStored | KeyRevoked | AuditEntry | AuditForgotten | RatioLearned
 
 
 @dataclass(slots=True)
@@ -138,29 +146,79 @@ class StoredState:
     ratios: list[RatioLearned] = field(default_factory=list)
 
 
-UsageColumn = Literal["hour", "day", "key", "user", "model", "base_model"]
+class StoredKey(NamedTuple):
+    """A key that the API made, revoked or not."""
+
+    digest: bytes
+    data_json: str
+    created_at_ms: int
+    created_by: str
+    revoked_at_ms: int | None
+
+
+class KeyQuery(NamedTuple):
+    """A page of made keys by `created_at_ms`, then `digest`. `after`: those of the last key of the page before; of
+    the digest the first bytes are enough."""
+
+    max_rows: int
+    after: tuple[int, bytes] | None = None
+    user: str | None = None
+    with_revoked: bool = False
+
+
+class AuditQuery(NamedTuple):
+    """A page of the audit log, the newest first. `before`: the number of the last entry of the page before. Filters
+    that are empty are open; `actor` is a user or a key id, `action` may end in a dot and is then a beginning."""
+
+    max_rows: int
+    before: int | None = None
+    actor: str = ""
+    action: str = ""
+    target: str = ""
+    from_ms: int = 0
+    until_ms: int | None = None
+
+
+class NumberedAuditEntry(NamedTuple):
+    """`number` grows with every entry."""
+
+    number: int
+    entry: AuditEntry
+
+
+UsageColumn = Literal["hour", "day", "key", "user", "model", "base_model", "adapter"]
 
 
 class UsageQuery(NamedTuple):
-    """Sums of settled usage over whole hours, `from_ms` included and `until_ms` not. Filters that are None are open."""
+    """A page of the sums of settled usage over whole hours, `from_ms` included and `until_ms` not, in the order of
+    their groups. Filters that are None are open."""
 
     from_ms: int
     until_ms: int
     group_by: tuple[UsageColumn, ...] = ()
-    account: bytes | None = None
+    #: The first bytes of the key's account.
+    account_prefix: bytes | None = None
     user: str | None = None
     model: str | None = None
+    #: The groups of the last row of the page before: `start_ms` in units of its column, the account as bytes.
+    after: tuple[int | str | bytes, ...] | None = None
     max_rows: int = 10_000
 
 
 class UsageRow(NamedTuple):
-    """One group; a column that is not grouped by is empty. `start_ms`: of the hour or day."""
+    """One group; a column that is not grouped by is empty. Sums may be negative: a correction of what was settled in
+    an earlier hour."""
 
+    #: Of the hour or day.
     start_ms: int
     account: bytes
     user: str
+    #: Empty for requests that no model answered.
     model: str
+    #: `model` itself unless that is an adapter.
     base_model: str
+    #: Empty if `model` is none.
+    adapter: str
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -186,8 +244,31 @@ class Store(Protocol):
         """Queues records. `durable` is called on the event loop once these and all earlier ones are; never if the
         store failed. Never blocks on the disk."""
 
+    # Questions of people and tools. None holds up the journal for long; what was durable before the call is in the
+    # answer. A store that cannot sum or filter by itself may do so over its rows in Python.
+
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        """Everything that was settled before the call is in it. Never holds up the journal for long."""
+        """At a cost that grows with the hours and groups asked for, not with the ledger. Without groups one row."""
+
+    async def stored_key(self, digest_prefix: bytes) -> StoredKey | None:
+        """The made key whose hash begins so, revoked or not."""
+
+    async def stored_keys(self, query: KeyQuery) -> list[StoredKey]:
+        """At a cost that grows with the page, not with the keys before or after it."""
+
+    async def audit(self, query: AuditQuery) -> list[NumberedAuditEntry]: ...
 
     async def close(self) -> None:
         """Returns when everything that was appended is durable."""
+
+
+async def make_durable(store: Store, records: Sequence[Record]) -> None:
+    """Appends records and waits until they are durable."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def durable() -> None:
+        if not done.cancelled():
+            done.set_result(None)
+
+    store.append(records, durable)
+    await done

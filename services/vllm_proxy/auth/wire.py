@@ -78,8 +78,10 @@ def settlement_of(request: pb.SettleRequest) -> Settlement:
         _SOURCES.get(request.source, Source.EDGE),
         _OUTCOMES.get(request.outcome, Outcome.UNSPECIFIED),
         Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens),
-        request.model[:_MAX_NAME],
+        # A request may name no model; what answered then is the base itself.
+        request.model[:_MAX_NAME] or request.base_model[:_MAX_NAME],
         request.host[:_MAX_NAME],
+        request.base_model[:_MAX_NAME],
     )
 
 

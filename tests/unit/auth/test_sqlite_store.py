@@ -111,13 +111,12 @@ async def test_what_was_written_is_read_again(path: Path) -> None:
 async def test_keys_and_what_people_did_are_kept(path: Path) -> None:
     db = Opened(path)
     alice, bob = KeyStored(ALICE, '{"user": "alice"}', 1, "admin"), KeyStored(BOB, '{"user": "bob"}', 2, "admin")
+    entry = AuditEntry(5, "0011", "admin", "key.create", "ab", "ok", "", "127.0.0.1", "r-1")
     changed = alice._replace(data_json='{"user": "al"}', created_at_ms=9, created_by="x")
-    await db.write(alice, bob, AuditEntry(5, "0011", "admin", "keys.create", "key", "{}", "127.0.0.1"))
+    await db.write(alice, bob, entry)
     await db.write(KeyRevoked(BOB, 7), changed, RatioLearned("m", 1, 10.0, 40.0))
     await db.write(RatioLearned("m", 1, 20.0, 60.0))
-    assert db.store._db.execute("SELECT * FROM audit").fetchall() == [
-        (1, 5, "0011", "admin", "keys.create", "key", "{}", "127.0.0.1")
-    ]
+    assert db.store._db.execute("SELECT * FROM audit").fetchall() == [(1, *entry)]
     assert db.store._db.execute("SELECT revoked_at_ms FROM keys WHERE digest = ?", (BOB,)).fetchone() == (7,)
     await db.store.close()
     state = await reloaded(path)
