@@ -7,8 +7,6 @@ import contextlib
 import json
 import logging
 
-from prometheus_client import CollectorRegistry
-
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.auth.admission import Admission
@@ -27,7 +25,7 @@ from vllm_proxy.common.config_watch import watch_settings
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
 from vllm_proxy.common.maintenance import SERVICE_NAME as MAINTENANCE
 from vllm_proxy.common.maintenance import LogFolder, MaintenanceServicer
-from vllm_proxy.common.metrics import serve_metrics
+from vllm_proxy.common.metrics import process_registry, serve_metrics
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
@@ -40,7 +38,7 @@ _TICK_S = 0.25
 async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     """Returns 0 after a stop, 1 if the store failed. Raises ConfigError."""
     config = AuthConfig.from_settings(loaded.settings)
-    metrics = AuthMetrics(CollectorRegistry())
+    metrics = AuthMetrics(process_registry())
     serve_metrics(config.metrics_port, metrics.registry)
     declared = _declared_keys(config)
     clock = SystemClock()
@@ -57,7 +55,9 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         rpc = RpcServer(config.address, loaded.settings.grpc, [SERVICE_NAME, MAINTENANCE])
         auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, rpc.server)
         logs = LogFolder(loaded.settings.logs.dir, ["auth"])
-        maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(MaintenanceServicer(loaded, logs), rpc.server)
+        maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
+            MaintenanceServicer(loaded, logs, metrics.registry), rpc.server
+        )
 
         address = await rpc.listen()
         # Who cannot write has nothing to answer: peers had better look for another replica.

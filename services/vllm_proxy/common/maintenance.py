@@ -1,4 +1,4 @@
-"""The MaintenanceService of every service: its log files and its effective configuration."""
+"""The MaintenanceService of every service: its log files, its metrics and its effective configuration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client import CollectorRegistry, generate_latest
 
 from vllm_proxy.api.common.v1 import maintenance_pb2 as pb
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
@@ -65,9 +66,10 @@ class LogFolder:
 class MaintenanceServicer(maintenance_pb2_grpc.MaintenanceServiceServicer):
     """Add to a service's gRPC server under SERVICE_NAME."""
 
-    def __init__(self, loaded: LoadedSettings, logs: LogFolder) -> None:
+    def __init__(self, loaded: LoadedSettings, logs: LogFolder, metrics: CollectorRegistry) -> None:
         self._loaded = loaded
         self._logs = logs
+        self._metrics = metrics
 
     async def GetLogStats(self, request: pb.GetLogStatsRequest, context: Any) -> pb.GetLogStatsResponse:
         files = await asyncio.to_thread(self._logs.files)
@@ -83,6 +85,9 @@ class MaintenanceServicer(maintenance_pb2_grpc.MaintenanceServiceServicer):
         settings = masked(self._loaded.settings.model_dump(mode="json"))
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         return pb.GetEffectiveConfigResponse(yaml=text, path=str(self._loaded.path))
+
+    async def GetMetrics(self, request: pb.GetMetricsRequest, context: Any) -> pb.GetMetricsResponse:
+        return pb.GetMetricsResponse(text=await asyncio.to_thread(generate_latest, self._metrics))
 
 
 def masked(settings: Mapping[str, Any]) -> dict[str, Any]:

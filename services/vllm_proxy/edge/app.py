@@ -90,7 +90,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
 
         routers = (
             health_router(hosts, lambda: {"auth": auth.connected, "router": watch.connected}, lambda: draining),
-            metrics_router(context.metrics),
+            metrics_router(context.metrics, channels, config.grpc.call_timeout_s),
             models_router(hosts.table, auth),
             admin_router(
                 auth,
@@ -152,6 +152,7 @@ async def _sweep(context: ExchangeContext) -> None:
         for exchange in tuple(context.running):
             exchange.sweep(now)
         context.hosts.retire_absent()
+        context.metrics.workers.set(1)
         context.metrics.in_flight.set(len(context.running))
         context.metrics.unsettled.set(context.auth.unsettled)
         context.metrics.flush()

@@ -26,7 +26,7 @@ from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.errors import HeaderList, error_event, error_response
 from vllm_proxy.edge.host_session import HostSession
 from vllm_proxy.edge.hosts import Hosts
-from vllm_proxy.edge.metrics import EdgeMetrics
+from vllm_proxy.edge.metrics import UNKNOWN_MODEL, EdgeMetrics
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, NO_REASON, RequestFacts, log_request
 from vllm_proxy.edge.request_body import MAX_UINT32
 from vllm_proxy.edge.response_head import response_head
@@ -59,6 +59,11 @@ class ExchangeContext:
     def add(self, exchange: Exchange) -> None:
         self.running.add(exchange)
         self.idle.clear()
+
+    def model_label(self, request: RequestFacts) -> str:
+        """The model's name for metrics."""
+        model = request.model
+        return model if model is not None and self.hosts.table.knows(model) else UNKNOWN_MODEL
 
     def discard(self, exchange: Exchange) -> None:
         self.running.discard(exchange)
@@ -100,7 +105,7 @@ class Exchange:
         self._body_left = -1
         self._last_data = b""
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
-        self._first_byte_at = 0.0
+        self._first_byte_at = self._settled_at = 0.0
         self._status = 0
         #: Why the host was told to stop. Empty while it is wanted.
         self._cancelled = ""
@@ -358,6 +363,7 @@ class Exchange:
         if self._host_done:
             return
         self._host_done = True
+        self._settled_at = self._context.clock()
         self._context.auth.settle(
             Settlement(
                 lease_id=self._lease_id,
@@ -377,6 +383,7 @@ class Exchange:
         for session, stream_id in self._attempts:
             session.ack(stream_id)
         self._attempts.clear()
+        self._context.metrics.settle_s.add(self._context.clock() - self._settled_at)
 
     def _over(self) -> None:
         """Both sides have ended: one line in the log."""
@@ -386,13 +393,17 @@ class Exchange:
         request, metrics, now = self._request, self._context.metrics, self._context.clock()
         status = self._status or CLIENT_CLOSED_REQUEST
         duration_s = now - request.started_at
-        metrics.requests[request.route.name, status, self.reason] += 1
-        metrics.prompt_tokens += self._prompt_tokens
-        metrics.completion_tokens += self._completion_tokens
+        model = self._context.model_label(request)
+        metrics.requests[request.route.name, model, status, self.reason] += 1
+        metrics.tokens[model, "prompt"] += self._prompt_tokens
+        metrics.tokens[model, "cached"] += self._cached_tokens
+        metrics.tokens[model, "completion"] += self._completion_tokens
         metrics.duration_s(request.route.name).add(duration_s)
         ttft_s = self._first_byte_at - request.started_at if self._first_byte_at else None
         if ttft_s is not None:
             metrics.ttft_s(request.route.name).add(ttft_s)
+            if self._is_event_stream and self._completion_tokens > 1:
+                metrics.time_per_token_s.add((duration_s - ttft_s) / (self._completion_tokens - 1))
         log_request(
             request,
             status,

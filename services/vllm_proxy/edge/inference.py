@@ -108,7 +108,8 @@ class InferenceEndpoint:
 
     def _finished(self, request: RequestFacts, status: int, reason: str, limit: str = "") -> None:
         """Accounts for a request that never got to a host."""
-        self._context.metrics.requests[request.route.name, status, reason] += 1
+        model = self._context.model_label(request)
+        self._context.metrics.requests[request.route.name, model, status, reason] += 1
         log_request(request, status, self._context.clock() - request.started_at, reason=reason, limit=limit)
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from vllm_proxy.common.metrics import LATENCY_BUCKETS_S
+from vllm_proxy.common.metrics import LATENCY_BUCKETS_S, TOKEN_BUCKETS_S
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+#: What all models are called that no host has: clients choose names, and there must not be a series for each.
+UNKNOWN_MODEL = "unknown"
 _LIVE_GAUGE = re.compile(r"gauge_live\w*_(\d+)\.db")
 
 
@@ -55,22 +57,28 @@ class EdgeMetrics:
     """
 
     def __init__(self) -> None:
-        #: Requests that ended since the last flush, by (route, HTTP status, reason).
-        self.requests: Tally[tuple[str, int, str]] = Tally()
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+        #: Requests that ended since the last flush, by (route, model, HTTP status, reason).
+        self.requests: Tally[tuple[str, str, int, str]] = Tally()
+        #: Tokens since the last flush, by (model, kind).
+        self.tokens: Tally[tuple[str, str]] = Tally()
         self.retries = 0
         self.registry = registry = CollectorRegistry()
         prefix = "vllm_proxy_edge_"
         self._requests = Counter(
             prefix + "requests_total",
-            "Requests that ended, by route, HTTP status and reason.",
-            ["route", "status", "reason"],
+            "Requests that ended, by route, model or adapter, HTTP status and reason.",
+            ["route", "model", "status", "reason"],
             registry=registry,
         )
-        tokens = Counter(prefix + "tokens_total", "Tokens that were settled.", ["direction"], registry=registry)
-        self._prompt_tokens = tokens.labels("prompt")
-        self._completion_tokens = tokens.labels("completion")
+        self._tokens = Counter(
+            prefix + "tokens_total",
+            "Tokens that were settled, by model or adapter and kind; cached ones are prompt tokens too.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.workers = Gauge(
+            prefix + "workers", "Worker processes that are up.", multiprocess_mode="livesum", registry=registry
+        )
         self.in_flight = Gauge(
             prefix + "requests_in_flight",
             "Inference requests that have not ended.",
@@ -92,6 +100,18 @@ class EdgeMetrics:
             buckets=(0.0005, 0.001, 0.0025, *LATENCY_BUCKETS_S[:11]),
             registry=registry,
         )
+        time_per_token_s = Histogram(
+            prefix + "time_per_output_token_seconds",
+            "Of each request, the mean time from one token to the next after its first byte.",
+            buckets=TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+        settle_s = Histogram(
+            prefix + "settle_duration_seconds",
+            "From the end of a request to its settlement being durable in the auth service.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self._ttft_s = Histogram(
             prefix + "time_to_first_byte_seconds",
             "From the request's arrival to the first byte of its answer.",
@@ -108,6 +128,8 @@ class EdgeMetrics:
         )
         self._observations: list[Observations] = []
         self.admission_s = self._observed(admission_s)
+        self.time_per_token_s = self._observed(time_per_token_s)
+        self.settle_s = self._observed(settle_s)
         #: By route.
         self.ttft_s = cache(lambda route: self._observed(self._ttft_s.labels(route)))
         self.duration_s = cache(lambda route: self._observed(self._duration_s.labels(route)))
@@ -119,13 +141,14 @@ class EdgeMetrics:
 
     def flush(self) -> None:
         """Moves what was counted into Prometheus' own values."""
-        for (route, status, reason), count in self.requests.items():
-            self._requests.labels(route, str(status), reason).inc(count)
+        for (route, model, status, reason), count in self.requests.items():
+            self._requests.labels(route, model, str(status), reason).inc(count)
         self.requests.clear()
-        self._prompt_tokens.inc(self.prompt_tokens)
-        self._completion_tokens.inc(self.completion_tokens)
+        for (model, kind), count in self.tokens.items():
+            self._tokens.labels(model, kind).inc(count)
+        self.tokens.clear()
         self._retries.inc(self.retries)
-        self.prompt_tokens = self.completion_tokens = self.retries = 0
+        self.retries = 0
         for observations in self._observations:
             observations.flush()
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Gauge, Metric
+from prometheus_client import Gauge, Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from vllm_proxy.api.auth.v1 import auth_pb2
-from vllm_proxy.common.metrics import LATENCY_BUCKETS_S
+from vllm_proxy.common.metrics import LATENCY_BUCKETS_S, process_registry
 from vllm_proxy.engine_host.engines.base import EngineLoad, UsageMeter
 
 _PREFIX = "vllm_proxy_engine_host"
@@ -52,13 +53,15 @@ class HostMetrics(Collector):
     """The host's metrics on a registry of their own. What each request counts is a plain number that a scrape reads."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = process_registry()
         self._requests: Tally[tuple[str, auth_pb2.Outcome, str]] = Tally()
         self._ttft = Durations()
         self._duration = Durations()
         self._prompt_tokens = 0
         self._cached_tokens = 0
         self._completion_tokens = 0
+        self._adapter_operations: Tally[tuple[str, str]] = Tally()
+        self._adapter_seconds: defaultdict[str, float] = defaultdict(float)
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -85,6 +88,22 @@ class HostMetrics(Collector):
         tokens.add_metric(("cached",), self._cached_tokens)
         tokens.add_metric(("completion",), self._completion_tokens)
         yield tokens
+        operations = CounterMetricFamily(
+            f"{_PREFIX}_adapter_operations_total", "Adapter loads and unloads.", labels=("kind", "outcome")
+        )
+        for labels, count in self._adapter_operations.copy().items():
+            operations.add_metric(labels, count)
+        yield operations
+        seconds = CounterMetricFamily(
+            f"{_PREFIX}_adapter_operation_seconds_total", "Time that adapter loads and unloads took.", labels=("kind",)
+        )
+        for kind, duration_s in self._adapter_seconds.copy().items():
+            seconds.add_metric((kind,), duration_s)
+        yield seconds
+
+    def adapter_operation(self, kind: str, ok: bool, duration_s: float) -> None:
+        self._adapter_operations[kind, "ok" if ok else "failed"] += 1
+        self._adapter_seconds[kind] += duration_s
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""

@@ -45,9 +45,11 @@ class HostService:
         self._settings = settings
         self._config = config
         self.engine = engine or build_engine(config.engine, settings, self._resolve)
-        self.registry = AdapterRegistry(self.engine, _adapter_policy(settings, config), self._changed)
-        self.in_flight = InFlight(config.limits.max_in_flight)
         self.metrics = HostMetrics()
+        self.registry = AdapterRegistry(
+            self.engine, _adapter_policy(settings, config), self._changed, self.metrics.adapter_operation
+        )
+        self.in_flight = InFlight(config.limits.max_in_flight)
         self.host = EngineHost(config, self.engine, self.registry, self.in_flight, self.metrics, self._changed)
         self.settler = Settler(
             config.auth_address, config.grpc, self.host.incarnation, limit=config.limits.unacked_limit
@@ -60,11 +62,12 @@ class HostService:
         engine_pb2_grpc.add_EngineServiceServicer_to_server(self.servicer, self.rpc.server)
         folder = maintenance.LogFolder(settings.logs.dir, (f"engine-{config.name}", config.engine))
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
-            maintenance.MaintenanceServicer(loaded, folder), self.rpc.server
+            maintenance.MaintenanceServicer(loaded, folder, self.metrics.registry), self.rpc.server
         )
         self.metrics.gauge("in_flight_requests", "Requests that the host holds.", lambda: len(self.in_flight))
         self.metrics.gauge("sessions", "Edge workers that are connected.", lambda: len(self.servicer.sessions))
         self.metrics.gauge("unsettled_requests", "Ends that the host must settle itself.", lambda: len(self.settler))
+        self.metrics.gauge("adapters", "Adapters that are loaded.", lambda: len(self.registry.adapters()))
         self.metrics.watch_engine(self.host.load)
 
     async def run(self, stop: StopSignal) -> int:

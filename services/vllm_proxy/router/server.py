@@ -10,14 +10,12 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2_grpc
 from vllm_proxy.common import maintenance
 from vllm_proxy.common.config_watch import watch_settings
 from vllm_proxy.common.lifecycle import StopSignal, spawn
-from vllm_proxy.common.metrics import serve_metrics
+from vllm_proxy.common.metrics import process_registry, serve_metrics
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 from vllm_proxy.router.adapters import Adapters
@@ -39,7 +37,7 @@ log = logging.getLogger(__name__)
 async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     """Runs the router until `stop`."""
     config = RouterConfig.of(loaded.settings)
-    registry = CollectorRegistry()
+    registry = process_registry()
     metrics = RouterMetrics(registry)
     async with AsyncExitStack() as stack:
         # A write at the end (a host that left while we stop) still finds the store open: it is closed last.
@@ -86,7 +84,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         )
         logs = maintenance.LogFolder(loaded.settings.logs.dir, ["router"])
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
-            maintenance.MaintenanceServicer(loaded, logs), rpc.server
+            maintenance.MaintenanceServicer(loaded, logs, registry), rpc.server
         )
 
         address = await rpc.listen()

@@ -9,6 +9,7 @@ import yaml
 
 from vllm_proxy.api.common.v1 import maintenance_pb2 as pb
 from vllm_proxy.common.maintenance import SECONDS_PER_DAY, LogFolder, MaintenanceServicer
+from vllm_proxy.common.metrics import process_registry
 from vllm_proxy.common.settings import load_settings
 
 
@@ -83,7 +84,12 @@ class TestServicer:
             "--hf-token=hf-secret --chat-template http://user:secret@host/x\n"
             "  extra_env: {HF_TOKEN: hf-secret, VLLM_API_KEY: secret, TOKEN: secret, VLLM_USE_V1: 1}\n"
         )
-        return MaintenanceServicer(load_settings(config), LogFolder(folder, ["auth"]))
+        return MaintenanceServicer(load_settings(config), LogFolder(folder, ["auth"]), process_registry())
+
+    async def test_the_metrics_are_what_prometheus_scrapes(self, servicer: MaintenanceServicer) -> None:
+        text = (await servicer.GetMetrics(pb.GetMetricsRequest(), None)).text.decode()
+        (line,) = [line for line in text.splitlines() if line.startswith("process_start_time_seconds ")]
+        assert float(line.split()[1]) <= time.time() + 1
 
     async def test_log_stats_sum_up(self, servicer: MaintenanceServicer) -> None:
         stats = await servicer.GetLogStats(pb.GetLogStatsRequest(), None)

@@ -13,6 +13,7 @@ import grpc.aio
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.engine.v1 import engine_pb2, engine_pb2_grpc
 from vllm_proxy.common.engine_routes import EDGE_ROUTES
+from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.common.settings import LoadedSettings, Settings
 from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext
@@ -144,6 +145,7 @@ class ScriptedSession:
 
 class ScriptedHosts:
     def __init__(self, *sessions: ScriptedSession) -> None:
+        self.table = RoutingTable()
         self.sessions = list(sessions)
         self._changed = asyncio.Event()
 

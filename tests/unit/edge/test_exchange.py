@@ -96,6 +96,24 @@ async def test_client_that_leaves_with_the_last_byte_is_not_gone_early(whole: bo
     assert bench.exchange.reason == "none"
 
 
+async def test_the_pace_of_tokens_and_the_lag_of_the_settlement_are_measured() -> None:
+    bench = Bench("a")
+    bench.exchange.begin()
+    bench.clock.now += 1.0
+    bench.stream(b"data: 1\n\n")
+    bench.clock.now += 0.09
+    bench.end(completion_tokens=4)
+    bench.exchange.client_left()
+    bench.clock.now += 2.0
+    bench.book.make_durable()
+    bench.context.metrics.flush()
+    read = bench.context.metrics.registry.get_sample_value
+    prefix = "vllm_proxy_edge_"
+    assert read(f"{prefix}time_per_output_token_seconds_sum") == pytest.approx(0.03)
+    assert read(f"{prefix}settle_duration_seconds_sum") == pytest.approx(2.0)
+    assert read(f"{prefix}tokens_total", {"model": "unknown", "kind": "completion"}) == 4
+
+
 async def test_end_that_never_comes_is_settled_with_the_last_counts() -> None:
     bench = Bench("a")
     bench.exchange.begin()

@@ -172,7 +172,7 @@ async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     (tmp_path / "fastapi.log").write_text("line\n")
     routers = (
         health_router(hosts, lambda: services, lambda: False),
-        metrics_router(metrics),
+        metrics_router(metrics, dict, 1.0),
         models_router(hosts.table, auth),
         admin_router(
             auth,
@@ -365,8 +365,27 @@ async def test_health(edge: Edge) -> None:
 async def test_metrics(edge: Edge) -> None:
     await edge.http.post("/v1/completions", json=CHAT)
     text = (await edge.http.get("/metrics", headers={"authorization": ""})).text
-    assert 'vllm_proxy_edge_requests_total{reason="none",route="completions",status="200"} 1.0' in text
-    assert 'vllm_proxy_edge_tokens_total{direction="completion"} 4.0' in text
+    labels = 'model="unknown",reason="none",route="completions",status="200"'
+    assert f"vllm_proxy_edge_requests_total{{{labels}}} 1.0" in text, "no host has that model"
+    assert 'vllm_proxy_edge_tokens_total{kind="completion",model="unknown"} 4.0' in text
+
+
+async def test_metrics_by_model_of_those_that_there_are(edge: Edge) -> None:
+    model = pb.Model(name="m")
+    edge.hosts.table.apply(table(pb.Host(name="a", engine="sim", state=pb.HOST_STATE_SERVING, models=[model])))
+    await edge.http.post("/v1/completions", json={**CHAT, "model": "m"})
+    text = (await edge.http.get("/metrics")).text
+    assert 'vllm_proxy_edge_tokens_total{kind="prompt",model="m"} 3.0' in text
+
+
+async def test_where_the_metrics_of_all_services_are(edge: Edge) -> None:
+    (target,) = (await edge.http.get("/metrics/targets", headers={"authorization": ""})).json()
+    assert target == {
+        "targets": ["edge"],
+        "labels": {"service": "edge", "instance": "edge", "__param_service": "edge"},
+    }
+    missing = await edge.http.get("/metrics", params={"service": "engine-nowhere"})
+    assert (missing.status_code, error_of(missing)["code"]) == (404, None)
 
 
 async def test_admin(edge: Edge) -> None:

@@ -63,6 +63,10 @@ class RoutingTable:
         if table.policy != self._policy.name:
             self._policy = POLICIES.get(table.policy, LeastLoaded)()
 
+    def knows(self, model: str) -> bool:
+        """Whether it is a model of some host, also of one that is away for now."""
+        return model in self._pools
+
     def candidates(self, model: str | None) -> tuple[Host, ...]:
         """The hosts that a request for `model` may go to, in the order of their names. May be empty."""
         return self._pools.get(model, self._any) if model is not None else self._any

@@ -73,10 +73,18 @@ class AdapterRegistry:
     that others who wait for the same adapter get it.
     """
 
-    def __init__(self, engine: Engine, policy: AdapterPolicy, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        policy: AdapterPolicy,
+        on_change: Callable[[], None],
+        observe: Callable[[str, bool, float], None] = lambda kind, ok, duration_s: None,
+    ) -> None:
+        """`observe` is told of each load and unload that was tried, and how long it took in seconds."""
         self._engine = engine
         self._policy = policy
         self._on_change = on_change
+        self._observe = observe
         self._adapters: dict[str, LoadedAdapter] = {}
         #: name -> what is being done to it now.
         self._busy: dict[str, _Operation] = {}
@@ -185,7 +193,7 @@ class AdapterRegistry:
             try:
                 if before is not None:
                     await asyncio.wait([before.task])
-                return await action()
+                return await self._observed(purpose[0], action)
             finally:
                 if self._busy.get(name) is operation:
                     del self._busy[name]
@@ -195,6 +203,15 @@ class AdapterRegistry:
         self._tasks.add(operation.task)
         operation.task.add_done_callback(self._ended)
         return await asyncio.shield(operation.task)
+
+    async def _observed(self, kind: str, action: Callable[[], Awaitable[LoadedAdapter]]) -> LoadedAdapter:
+        started, ok = time.monotonic(), False
+        try:
+            adapter = await action()
+            ok = True
+            return adapter
+        finally:
+            self._observe(kind, ok, time.monotonic() - started)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*vllm_proxy/api/common/v1/maintenance.proto\x12\x18vllm_proxy.api.common.v1\"\x14\n\x12GetLogStatsRequest\"\\\n\x13GetLogStatsResponse\x12\x30\n\x05\x66iles\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"R\n\x07LogFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rmodified_at_s\x18\x03 \x01(\x03\x12\x0e\n\x06in_use\x18\x04 \x01(\x08\"<\n\x10\x43leanLogsRequest\x12\x17\n\x0folder_than_days\x18\x01 \x01(\r\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\\\n\x11\x43leanLogsResponse\x12\x32\n\x07removed\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\"\x1b\n\x19GetEffectiveConfigRequest\"8\n\x1aGetEffectiveConfigResponse\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t2\xe7\x02\n\x12MaintenanceService\x12j\n\x0bGetLogStats\x12,.vllm_proxy.api.common.v1.GetLogStatsRequest\x1a-.vllm_proxy.api.common.v1.GetLogStatsResponse\x12\x64\n\tCleanLogs\x12*.vllm_proxy.api.common.v1.CleanLogsRequest\x1a+.vllm_proxy.api.common.v1.CleanLogsResponse\x12\x7f\n\x12GetEffectiveConfig\x12\x33.vllm_proxy.api.common.v1.GetEffectiveConfigRequest\x1a\x34.vllm_proxy.api.common.v1.GetEffectiveConfigResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*vllm_proxy/api/common/v1/maintenance.proto\x12\x18vllm_proxy.api.common.v1\"\x14\n\x12GetLogStatsRequest\"\\\n\x13GetLogStatsResponse\x12\x30\n\x05\x66iles\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"R\n\x07LogFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rmodified_at_s\x18\x03 \x01(\x03\x12\x0e\n\x06in_use\x18\x04 \x01(\x08\"<\n\x10\x43leanLogsRequest\x12\x17\n\x0folder_than_days\x18\x01 \x01(\r\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\\\n\x11\x43leanLogsResponse\x12\x32\n\x07removed\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\"\x1b\n\x19GetEffectiveConfigRequest\"8\n\x1aGetEffectiveConfigResponse\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x13\n\x11GetMetricsRequest\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\x32\xd0\x03\n\x12MaintenanceService\x12j\n\x0bGetLogStats\x12,.vllm_proxy.api.common.v1.GetLogStatsRequest\x1a-.vllm_proxy.api.common.v1.GetLogStatsResponse\x12\x64\n\tCleanLogs\x12*.vllm_proxy.api.common.v1.CleanLogsRequest\x1a+.vllm_proxy.api.common.v1.CleanLogsResponse\x12\x7f\n\x12GetEffectiveConfig\x12\x33.vllm_proxy.api.common.v1.GetEffectiveConfigRequest\x1a\x34.vllm_proxy.api.common.v1.GetEffectiveConfigResponse\x12g\n\nGetMetrics\x12+.vllm_proxy.api.common.v1.GetMetricsRequest\x1a,.vllm_proxy.api.common.v1.GetMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETEFFECTIVECONFIGREQUEST']._serialized_end=455
   _globals['_GETEFFECTIVECONFIGRESPONSE']._serialized_start=457
   _globals['_GETEFFECTIVECONFIGRESPONSE']._serialized_end=513
-  _globals['_MAINTENANCESERVICE']._serialized_start=516
-  _globals['_MAINTENANCESERVICE']._serialized_end=875
+  _globals['_GETMETRICSREQUEST']._serialized_start=515
+  _globals['_GETMETRICSREQUEST']._serialized_end=534
+  _globals['_GETMETRICSRESPONSE']._serialized_start=536
+  _globals['_GETMETRICSRESPONSE']._serialized_end=570
+  _globals['_MAINTENANCESERVICE']._serialized_start=573
+  _globals['_MAINTENANCESERVICE']._serialized_end=1037
 # @@protoc_insertion_point(module_scope)

@@ -57,3 +57,13 @@ class GetEffectiveConfigResponse(_message.Message):
     yaml: str
     path: str
     def __init__(self, yaml: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class GetMetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetMetricsResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: bytes
+    def __init__(self, text: _Optional[bytes] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MaintenanceServiceStub:
-    """Housekeeping that every service offers: what it logs and how it is configured.
+    """Housekeeping that every service offers: what it logs and counts, and how it is configured.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,15 @@ class MaintenanceServiceStub:
                 request_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetEffectiveConfigRequest.SerializeToString,
                 response_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetEffectiveConfigResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/vllm_proxy.api.common.v1.MaintenanceService/GetMetrics',
+                request_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
 
 
 class MaintenanceServiceServicer:
-    """Housekeeping that every service offers: what it logs and how it is configured.
+    """Housekeeping that every service offers: what it logs and counts, and how it is configured.
     """
 
     def GetLogStats(self, request, context):
@@ -77,6 +82,13 @@ class MaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """What Prometheus scrapes of this service. The edge, which has HTTP, passes it on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MaintenanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_MaintenanceServiceServicer_to_server(servicer, server):
                     request_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetEffectiveConfigRequest.FromString,
                     response_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetEffectiveConfigResponse.SerializeToString,
             ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'vllm_proxy.api.common.v1.MaintenanceService', rpc_method_handlers)
@@ -104,7 +121,7 @@ def add_MaintenanceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MaintenanceService:
-    """Housekeeping that every service offers: what it logs and how it is configured.
+    """Housekeeping that every service offers: what it logs and counts, and how it is configured.
     """
 
     @staticmethod
@@ -178,6 +195,33 @@ class MaintenanceService:
             '/vllm_proxy.api.common.v1.MaintenanceService/GetEffectiveConfig',
             vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetEffectiveConfigRequest.SerializeToString,
             vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetEffectiveConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.common.v1.MaintenanceService/GetMetrics',
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,
