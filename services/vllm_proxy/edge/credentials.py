@@ -16,9 +16,10 @@ _FORWARDED_FOR = re.compile(r'for\s*=\s*("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 _LOCAL = frozenset({"127.0.0.1", "::1"})
 
 
-def api_key_sha256(authorization: bytes | None) -> bytes:
-    """The hash of the key in `Bearer KEY` or a bare `KEY`. Raises InvalidApiKey if there is none."""
-    key = (authorization or b"").strip()
+def api_key_sha256(headers: Mapping[bytes, bytes]) -> bytes:
+    """The hash of the key in `Authorization` (`Bearer KEY` or a bare `KEY`), else in `x-api-key`, which Anthropic's
+    clients send. Raises InvalidApiKey if there is none."""
+    key = (headers.get(b"authorization") or headers.get(b"x-api-key") or b"").strip()
     if key[:7].lower() == b"bearer ":
         key = key[7:].strip()
     if not key or key.lower() == b"bearer":

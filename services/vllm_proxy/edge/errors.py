@@ -1,4 +1,4 @@
-"""The one place where an error becomes HTTP: status, headers and OpenAI's JSON body."""
+"""The one place where an error becomes HTTP: status, headers and a JSON body in OpenAI's or Anthropic's shape."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from vllm_proxy.common.engine_routes import ErrorShape
 from vllm_proxy.common.errors import InternalError, QuotaExceeded, RateLimited, ServiceError
 
 log = logging.getLogger(__name__)
@@ -28,13 +29,30 @@ def error_object(error: ServiceError) -> dict[str, Any]:
     }
 
 
-def error_body(error: ServiceError) -> bytes:
-    return orjson.dumps(error_object(error))
+#: Anthropic's error types (https://docs.anthropic.com/en/api/errors); the status decides.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
-def error_event(error: ServiceError) -> bytes:
+def error_body(error: ServiceError, shape: ErrorShape = ErrorShape.OPENAI) -> bytes:
+    if shape is ErrorShape.OPENAI:
+        return orjson.dumps(error_object(error))
+    default = "invalid_request_error" if error.http_status < 500 else "api_error"
+    kind = _ANTHROPIC_TYPES.get(error.http_status, default)
+    return orjson.dumps({"type": "error", "error": {"type": kind, "message": error.message}})
+
+
+def error_event(error: ServiceError, shape: ErrorShape = ErrorShape.OPENAI) -> bytes:
     """The server-sent event that ends a stream which cannot go on. No `[DONE]` follows it."""
-    return b"data: " + error_body(error) + b"\n\n"
+    name = b"event: error\n" if shape is ErrorShape.ANTHROPIC else b""
+    return name + b"data: " + error_body(error, shape) + b"\n\n"
 
 
 def error_headers(error: ServiceError) -> HeaderList:
@@ -52,9 +70,11 @@ def error_headers(error: ServiceError) -> HeaderList:
     return headers
 
 
-def error_response(error: ServiceError, extra: HeaderList | None = None) -> tuple[int, HeaderList, bytes]:
+def error_response(
+    error: ServiceError, extra: HeaderList | None = None, shape: ErrorShape = ErrorShape.OPENAI
+) -> tuple[int, HeaderList, bytes]:
     """Status, all headers and body."""
-    body = error_body(error)
+    body = error_body(error, shape)
     headers: HeaderList = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -35,7 +35,8 @@ from vllm_proxy.edge.response_writer import ClientConnection, ResponseWriter, Se
 #: How long the end of a cancelled request is waited for before it is settled with the last counts.
 END_WAIT_S = 30.0
 MAX_ATTEMPTS = 2
-_DONE_EVENT = b"data: [DONE]\n\n"
+#: After one of these an event stream has nothing more to say.
+_LAST_EVENTS = (b"data: [DONE]\n", b"event: response.completed\n", b"event: message_stop\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Exchange:
 
     def _has_whole_answer(self) -> bool:
         if self._is_event_stream:
-            return self._last_data.endswith(_DONE_EVENT)
+            return any(event in self._last_data for event in _LAST_EVENTS)
         return self._body_left == 0
 
     def shut_down(self) -> None:
@@ -206,7 +207,7 @@ class Exchange:
         envelope.lease_id = self._lease_id
         envelope.attempt = self._attempt
         envelope.method = request.route.method
-        envelope.path = request.route.path
+        envelope.path = request.path
         envelope.query = request.query
         for name, value in request.headers:
             header = envelope.headers.add()
@@ -347,13 +348,15 @@ class Exchange:
         self.reason = error.reason
         self._head = None
         if not writer.started:
-            self._status, headers, body = error_response(error, self._request.answer_headers)
+            self._status, headers, body = error_response(
+                error, self._request.answer_headers, self._request.route.errors
+            )
             self._connection.cork()
             writer.start(self._status, headers)
             writer.finish(body)
             self._connection.uncork()
         elif self._is_event_stream:
-            writer.finish(error_event(error))
+            writer.finish(error_event(error, self._request.route.errors))
         else:
             # The status is out: a missing end is the only way left to say that it failed.
             self._connection.close()

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from vllm_proxy.common.engine_routes import EDGE_ROUTES
+from vllm_proxy.common.engine_routes import EDGE_ROUTES, engine_path, error_shape
 from vllm_proxy.common.errors import HeadersTooLarge, MethodNotAllowed, RequestTooLarge, RouteNotFound, ServiceError
 from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.edge.errors import unexpected
 from vllm_proxy.edge.inference import InferenceEndpoint, send_error
 from vllm_proxy.edge.response_writer import AsgiApp, Message, Receive, Scope, Send
-
-_ENGINE_ROUTES = {(method, path.encode()): route for (method, path), route in EDGE_ROUTES.items()}
-
 
 #: FastAPI reads a body before it looks at the key.
 MAX_API_BODY_BYTES = 64 * 1024
@@ -38,7 +35,7 @@ class EdgeApp:
         self._api = api
         self._api_routes = {(method, path.encode()) for method, path in api_routes}
         self._methods: dict[bytes, list[str]] = {}
-        for method, path in (*_ENGINE_ROUTES, *self._api_routes):
+        for method, path in self._api_routes:
             self._methods.setdefault(path, []).append(method)
         self._max_header_bytes = max_header_bytes
 
@@ -46,12 +43,14 @@ class EdgeApp:
         if scope["type"] != "http":
             return  # Websockets are not offered; the server closes them.
         key = (scope["method"], scope.get("raw_path") or scope["path"].encode())
-        route = _ENGINE_ROUTES.get(key)
+        # As it was written; anything but ASCII is in no route.
+        path = key[1].decode("latin-1")
+        route = EDGE_ROUTES.find(key[0], path)
         try:
             if sum(map(len, chain.from_iterable(scope["headers"]))) > self._max_header_bytes:
                 raise HeadersTooLarge
             if route is not None:
-                await self._inference(route, scope, receive, send)
+                await self._inference(route, engine_path(route, path), scope, receive, send)
             elif key in self._api_routes:
                 await self._call_api(scope, receive, send)
             else:
@@ -59,8 +58,8 @@ class EdgeApp:
         except ServiceError as e:
             extra = [(b"x-request-id", _request_id(scope))]
             if isinstance(e, MethodNotAllowed):
-                extra.append((b"allow", ", ".join(sorted(self._methods[key[1]])).encode()))
-            await send_error(send, e, extra)
+                extra.append((b"allow", ", ".join(self._allowed(key[1])).encode()))
+            await send_error(send, e, extra, error_shape(path))
 
     async def _call_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -92,9 +91,12 @@ class EdgeApp:
             if not started:
                 raise unexpected(e, request_id.decode()) from None
 
+    def _allowed(self, path: bytes) -> list[str]:
+        return sorted({*EDGE_ROUTES.methods(path.decode("latin-1")), *self._methods.get(path, ())})
+
     def _no_route(self, method: str, path: bytes) -> ServiceError:
         shown = path[:200].decode("ascii", "replace")
-        if path in self._methods:
+        if self._allowed(path):
             return MethodNotAllowed(f"{shown} does not take {method}.")
         return RouteNotFound(f"Unknown request URL: {method} {shown}.")
 

@@ -5,34 +5,36 @@ from __future__ import annotations
 import asyncio
 
 from vllm_proxy.api.auth.v1 import auth_pb2
-from vllm_proxy.common.engine_routes import EngineRoute
+from vllm_proxy.common.engine_routes import EngineRoute, ErrorShape, ModelIn
 from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.common.ids import accept_request_id, accept_traceparent
 from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext
+from vllm_proxy.edge.form_body import peek_form
 from vllm_proxy.edge.http_protocol import connection_of
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestFacts, log_request
-from vllm_proxy.edge.request_body import ClientGone, peek, read_body
+from vllm_proxy.edge.request_body import BodyPeek, ClientGone, peek, read_body
 from vllm_proxy.edge.response_writer import Message, Receive, Scope, Send
 from vllm_proxy.edge.stepping import Finished, step
 
 #: The request headers that an engine needs. Never Authorization, Origin or Cookie.
-_FORWARDED = (b"content-type", b"accept")
+_FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta")
 
 
 class InferenceEndpoint:
     def __init__(self, context: ExchangeContext) -> None:
         self._context = context
 
-    async def __call__(self, route: EngineRoute, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, route: EngineRoute, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         context = self._context
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = accept_request_id(headers.get(b"x-request-id"))
         request = RequestFacts(
             request_id=request_id,
             route=route,
+            path=path,
             query=scope["query_string"],
             headers=[(name, headers[name]) for name in _FORWARDED if name in headers],
             traceparent=accept_traceparent(headers.get(b"traceparent")),
@@ -40,7 +42,7 @@ class InferenceEndpoint:
             answer_headers=[(b"x-request-id", request_id.encode())],
         )
         try:
-            key = api_key_sha256(headers.get(b"authorization"))
+            key = api_key_sha256(headers)
             request.body = await read_body(
                 receive,
                 headers.get(b"content-length"),
@@ -79,7 +81,7 @@ class InferenceEndpoint:
 
     async def _admit(self, request: RequestFacts, key: bytes, is_local: bool) -> str:
         """The lease. Raises AdmissionRefused, AuthUnavailable."""
-        body = peek(request.body)
+        body = _peek(request)
         request.model = body.model
         asked = auth_pb2.AdmitRequest(
             api_key_sha256=key,
@@ -104,7 +106,7 @@ class InferenceEndpoint:
 
     async def _refuse(self, request: RequestFacts, send: Send, error: ServiceError, limit: str = "") -> None:
         self._finished(request, error.http_status, error.reason, limit)
-        await send_error(send, error, request.answer_headers)
+        await send_error(send, error, request.answer_headers, request.route.errors)
 
     def _finished(self, request: RequestFacts, status: int, reason: str, limit: str = "") -> None:
         """Accounts for a request that never got to a host."""
@@ -113,8 +115,21 @@ class InferenceEndpoint:
         log_request(request, status, self._context.clock() - request.started_at, reason=reason, limit=limit)
 
 
-async def send_error(send: Send, error: ServiceError, extra: HeaderList | None = None) -> None:
-    """Answers a request with an error in OpenAI's shape."""
-    status, headers, body = error_response(error, extra)
+def _peek(request: RequestFacts) -> BodyPeek:
+    """Raises InvalidRequest."""
+    match request.route.model_in:
+        case ModelIn.BODY:
+            return peek(request.body, request.route.work)
+        case ModelIn.FORM:
+            return peek_form(request.body, dict(request.headers).get(b"content-type", b""))
+        case ModelIn.NOWHERE:
+            return BodyPeek(response_tokens=0)
+
+
+async def send_error(
+    send: Send, error: ServiceError, extra: HeaderList | None = None, shape: ErrorShape = ErrorShape.OPENAI
+) -> None:
+    """Answers a request with an error."""
+    status, headers, body = error_response(error, extra, shape)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -23,6 +23,8 @@ class RequestFacts:
 
     request_id: str
     route: EngineRoute
+    #: The engine's path.
+    path: str
     query: bytes
     #: The headers that the engine gets.
     headers: list[tuple[bytes, bytes]]

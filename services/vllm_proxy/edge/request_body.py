@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
+from vllm_proxy.common.engine_routes import Work
 from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
 from vllm_proxy.edge.response_writer import Message, Receive
 from vllm_proxy.edge.stepping import Finished, step
@@ -44,6 +45,8 @@ class BodyPeek:
     #: All answers together. None: the request sets no limit.
     response_tokens: int | None = None
     prompt_tokens_estimate: int = 0
+    #: A stored response that this request goes on from.
+    previous_response_id: str | None = None
 
 
 class _Fields(msgspec.Struct):
@@ -54,8 +57,13 @@ class _Fields(msgspec.Struct):
     max_completion_tokens: msgspec.Raw = msgspec.Raw()
     n: msgspec.Raw = msgspec.Raw()
     best_of: msgspec.Raw = msgspec.Raw()
+    max_output_tokens: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
+    previous_response_id: msgspec.Raw = msgspec.Raw()
 
 
 _decode_fields = msgspec.json.Decoder(_Fields).decode
@@ -102,8 +110,13 @@ def _too_large(limit_bytes: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than {limit_bytes} bytes.")
 
 
-def peek(body: bytes) -> BodyPeek:
+def peek(body: bytes, work: Work = Work.GENERATE) -> BodyPeek:
     """Reads what it can; a body that no JSON reader takes gives a BodyPeek of defaults."""
+    found = _peek(body, work)
+    return found if work is Work.GENERATE else replace(found, choices=1, response_tokens=0)
+
+
+def _peek(body: bytes, work: Work) -> BodyPeek:
     try:
         fields = _decode_fields(body)
     except _UNREADABLE:
@@ -113,18 +126,36 @@ def peek(body: bytes) -> BodyPeek:
             fields = _decode_leniently(body)
         except (*_UNREADABLE, ValueError):
             return BodyPeek()
+    if work is not Work.GENERATE:
+        return BodyPeek(_string(fields.model), prompt_tokens_estimate=_read_only(body, fields, work))
     prompts, prompt_tokens = _prompts(bytes(fields.prompt))
-    choices = max(_count(fields.n) or 1, _count(fields.best_of) or 1) * prompts
-    # The newer name wins, as in the engines.
+    messages = bytes(fields.messages)
+    conversations = _count_lists(messages) if messages.startswith(b"[") and messages[1:64].lstrip()[:1] == b"[" else 1
+    choices = max(_count(fields.n) or 1, _count(fields.best_of) or 1) * prompts * conversations
+    # The newer names win, as in the engines.
     per_choice = _count(fields.max_completion_tokens)
     if per_choice is None:
         per_choice = _count(fields.max_tokens)
+    if per_choice is None:
+        per_choice = _count(fields.max_output_tokens)
+    for more in (messages, fields.input, fields.system, fields.instructions):
+        if more:
+            prompt_tokens += _estimate(bytes(more))
     return BodyPeek(
         model=_string(fields.model),
         choices=min(choices, MAX_UINT32),
         response_tokens=None if per_choice is None else min(per_choice * choices, MAX_UINT32),
-        prompt_tokens_estimate=min(prompt_tokens + _estimate(bytes(fields.messages)), MAX_UINT32),
+        prompt_tokens_estimate=min(prompt_tokens, MAX_UINT32),
+        previous_response_id=_string(fields.previous_response_id),
     )
+
+
+def _read_only(body: bytes, fields: _Fields, work: Work) -> int:
+    """The prompt tokens of a request that makes none: all its text counts, whatever its fields are called."""
+    if work is Work.LOOK_UP:
+        return 0
+    given = bytes(fields.input)
+    return min(_prompts(given)[1] if given.startswith(b"[") else _estimate(body), MAX_UINT32)
 
 
 def _decode_leniently(body: bytes) -> _Fields:
@@ -191,6 +222,15 @@ def _count_strings(raw: bytes) -> int:
         return raw.count(b'","') + raw.count(b'", "') + 1
     try:
         return len(_decode_list(raw))
+    except msgspec.MsgspecError:
+        return 1
+
+
+def _count_lists(raw: bytes) -> int:
+    if len(raw) > MAX_BUILT_BYTES:
+        return raw.count(b"],[") + raw.count(b"], [") + 1
+    try:
+        return max(1, len(_decode_list(raw)))
     except msgspec.MsgspecError:
         return 1
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.router.v1 import router_pb2
-from vllm_proxy.common.engine_routes import ENGINE_ROUTES
+from vllm_proxy.common.engine_routes import HOST_ROUTES
 from vllm_proxy.common.errors import (
     EngineFailed,
     EngineUnavailable,
@@ -29,8 +29,6 @@ from vllm_proxy.engine_host.settlement import End
 from vllm_proxy.engine_host.stream import RequestStream
 
 log = logging.getLogger(__name__)
-
-_PATHS = frozenset(path for _, path in ENGINE_ROUTES)
 
 _RUNNING = (router_pb2.HOST_STATE_SERVING, router_pb2.HOST_STATE_DRAINING)
 
@@ -117,8 +115,8 @@ class EngineHost:
     def begin(self, stream: RequestStream) -> None:
         """Starts a request in the engine. Raises RouteNotFound, MethodNotAllowed, NoCapacity, EngineUnavailable."""
         envelope = stream.envelope
-        if (envelope.method, envelope.path) not in ENGINE_ROUTES:
-            raise MethodNotAllowed() if envelope.path in _PATHS else RouteNotFound()
+        if HOST_ROUTES.find(envelope.method, envelope.path) is None:
+            raise MethodNotAllowed() if HOST_ROUTES.methods(envelope.path) else RouteNotFound()
         self.in_flight.add(stream)
         stream.start(self.engine.app)
 
@@ -126,7 +124,7 @@ class EngineHost:
         """Writes the request's line in the log and its numbers; returns what is to be settled."""
         self.in_flight.remove(stream)
         envelope, meter, model = stream.envelope, stream.meter, stream.envelope.model
-        route = ENGINE_ROUTES.get((envelope.method, envelope.path))
+        route = HOST_ROUTES.find(envelope.method, envelope.path)
         record = RequestRecord(
             request_id=envelope.request_id,
             engine_request_id=stream.engine_request_id,

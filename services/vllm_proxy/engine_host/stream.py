@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 DISCONNECT_GRACE_S = 0.3
 
 #: What the engine may see of a client's headers, whatever the edge lets through.
-FORWARDED_REQUEST_HEADERS = frozenset((b"accept", b"content-type", b"user-agent"))
+FORWARDED_REQUEST_HEADERS = frozenset(
+    (b"accept", b"content-type", b"user-agent", b"anthropic-version", b"anthropic-beta")
+)
 
 #: Hop-by-hop, or the edge's own business.
 DROPPED_RESPONSE_HEADERS = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"date", b"server"))

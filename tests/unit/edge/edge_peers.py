@@ -21,7 +21,9 @@ from vllm_proxy.edge.metrics import EdgeMetrics
 from vllm_proxy.edge.request import RequestFacts
 
 DEADLINE_S = 10.0
-CHAT = EDGE_ROUTES["POST", "/v1/chat/completions"]
+_route = EDGE_ROUTES.find("POST", "/v1/chat/completions")
+assert _route is not None
+CHAT = _route
 
 
 def edge_config(**edge: Any) -> EdgeConfig:
@@ -195,6 +197,7 @@ class Bench:
         request = RequestFacts(
             request_id="req-1",
             route=CHAT,
+            path=CHAT.path,
             query=b"",
             headers=[(b"content-type", b"application/json")],
             traceparent="",

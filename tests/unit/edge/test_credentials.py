@@ -13,13 +13,18 @@ from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 
 @pytest.mark.parametrize("header", [b"Bearer sk-1", b"bearer sk-1", b"BEARER  sk-1 ", b"sk-1", b" sk-1"])
 def test_both_header_forms_give_the_same_hash(header: bytes) -> None:
-    assert api_key_sha256(header) == sha256(b"sk-1").digest()
+    assert api_key_sha256({b"authorization": header}) == sha256(b"sk-1").digest()
 
 
 @pytest.mark.parametrize("header", [None, b"", b"  ", b"Bearer", b"Bearer ", b"bearer   "])
 def test_no_key(header: bytes | None) -> None:
     with pytest.raises(InvalidApiKey):
-        api_key_sha256(header)
+        api_key_sha256({} if header is None else {b"authorization": header, b"x-api-key": b""})
+
+
+def test_the_header_of_anthropics_clients() -> None:
+    assert api_key_sha256({b"x-api-key": b"sk-1"}) == sha256(b"sk-1").digest()
+    assert api_key_sha256({b"x-api-key": b"sk-2", b"authorization": b"Bearer sk-1"}) == sha256(b"sk-1").digest()
 
 
 def local(client: Any, *headers: tuple[bytes, bytes]) -> bool:

@@ -7,7 +7,20 @@ import json
 import grpc
 import pytest
 
-from vllm_proxy.common.errors import QuotaExceeded, RateLimited, ServiceError, UnprocessableRequest, subclasses
+from vllm_proxy.common.engine_routes import ErrorShape
+from vllm_proxy.common.errors import (
+    EngineFailed,
+    EngineUnavailable,
+    InvalidApiKey,
+    ModelNotFound,
+    PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
+    RequestTooLarge,
+    ServiceError,
+    UnprocessableRequest,
+    subclasses,
+)
 from vllm_proxy.common.rpc.status import from_rpc_error, to_status
 from vllm_proxy.edge.admission import duration
 from vllm_proxy.edge.errors import error_event, error_response
@@ -80,3 +93,24 @@ def test_validation_has_its_own_status() -> None:
 )
 def test_reset_times_read_like_openais(milliseconds: int, text: bytes) -> None:
     assert duration(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind"),
+    [
+        (InvalidApiKey, "authentication_error"),
+        (PermissionDenied, "permission_error"),
+        (ModelNotFound, "not_found_error"),
+        (RequestTooLarge, "request_too_large"),
+        (RateLimited, "rate_limit_error"),
+        (UnprocessableRequest, "invalid_request_error"),
+        (EngineUnavailable, "overloaded_error"),
+        (EngineFailed, "api_error"),
+    ],
+)
+def test_anthropics_shape(cls: type[ServiceError], kind: str) -> None:
+    status, _, body = error_response(cls("Said so."), None, ErrorShape.ANTHROPIC)
+    assert status == cls.http_status
+    assert json.loads(body) == {"type": "error", "error": {"type": kind, "message": "Said so."}}
+    event = error_event(cls("Said so."), ErrorShape.ANTHROPIC)
+    assert event == b"event: error\ndata: " + body + b"\n\n"

@@ -217,6 +217,35 @@ async def test_engine_routes(edge: Edge, path: str) -> None:
     assert (settlement.prompt_tokens, settlement.completion_tokens) == (3, 4)
 
 
+async def test_a_path_with_a_parameter_goes_to_the_engine_as_it_is(edge: Edge) -> None:
+    response = await edge.http.get("/v1/responses/resp_1?stream=false")
+    assert response.status_code == 200
+    ((_, envelope, _, _),) = edge.hosts.sessions["a"].started
+    assert (envelope.method, envelope.path, envelope.query) == ("GET", "/v1/responses/resp_1", b"stream=false")
+    (asked,) = edge.auth.asked
+    assert (asked.response_tokens, asked.prompt_tokens_estimate) == (0, 0)
+
+
+async def test_a_form_names_its_model_too(edge: Edge) -> None:
+    response = await edge.http.post(
+        "/v1/audio/transcriptions", data={"model": "whisper"}, files={"file": ("a.wav", b"\0" * 100)}
+    )
+    assert response.status_code == 200
+    assert edge.auth.asked[0].model == "whisper"
+
+
+async def test_anthropics_clients(edge: Edge) -> None:
+    headers = {"authorization": "", "x-api-key": "sk-good", "anthropic-version": "2023-06-01"}
+    response = await edge.http.post("/v1/messages", json=CHAT, headers=headers)
+    assert response.status_code == 200
+    ((_, envelope, _, _),) = edge.hosts.sessions["a"].started
+    assert {header.name: header.value for header in envelope.headers}[b"anthropic-version"] == b"2023-06-01"
+    for method, status, kind in (("POST", 401, "authentication_error"), ("GET", 405, "invalid_request_error")):
+        response = await edge.http.request(method, "/v1/messages", json=CHAT, headers={"authorization": ""})
+        assert response.status_code == status
+        assert response.json()["error"]["type"] == kind and response.json()["type"] == "error"
+
+
 @pytest.mark.parametrize(
     "path",
     [

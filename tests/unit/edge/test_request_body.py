@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vllm_proxy.common.engine_routes import Work
 from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
 from vllm_proxy.edge import request_body
 from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, ClientGone, peek, read_body
@@ -85,6 +86,36 @@ def test_peek_reads_what_admission_needs() -> None:
 )
 def test_peek_counts(body: bytes, choices: int, response_tokens: int | None, prompt_tokens: int) -> None:
     assert peek(body) == BodyPeek(None, choices, response_tokens, prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    ("body", "choices", "response_tokens", "prompt_tokens"),
+    [
+        (b'{"input":"12345678","max_output_tokens":9}', 1, 9, 2),
+        (b'{"input":[{"role":"user","content":"hi"}],"instructions":"12345678"}', 1, None, 8 + 2),
+        (b'{"system":"12345678","messages":[{"role":"user"}],"max_tokens":3}', 1, 3, 2 + 4),
+        (b'{"messages":[[{"role":"user"}], [{"role":"user"}]],"max_tokens":3}', 2, 6, 9),
+    ],
+)
+def test_peek_counts_what_newer_routes_call_it(
+    body: bytes, choices: int, response_tokens: int | None, prompt_tokens: int
+) -> None:
+    found = peek(body)
+    assert (found.choices, found.response_tokens) == (choices, response_tokens)
+    assert abs(found.prompt_tokens_estimate - prompt_tokens) <= 2
+
+
+def test_a_request_that_makes_no_tokens_reserves_none() -> None:
+    assert peek(b'{"model":"e","input":[1,2,3],"n":4,"max_tokens":9}', Work.POOL) == BodyPeek("e", 1, 0, 3)
+    assert peek(b'{"model":"e","input":[[1,2],[3]]}', Work.POOL) == BodyPeek("e", 1, 0, 3)
+    body = b'{"model":"e","query":"q","documents":["d1","d2"]}'
+    assert peek(body, Work.POOL) == BodyPeek("e", 1, 0, len(body) // 4)
+    assert peek(b'{"model":"e","prompt":"12345678"}', Work.LOOK_UP) == BodyPeek("e", 1, 0, 0)
+    assert peek(b"{", Work.LOOK_UP) == BodyPeek(None, 1, 0, 0)
+
+
+def test_peek_finds_the_response_that_a_request_goes_on_from() -> None:
+    assert peek(b'{"input":"x","previous_response_id":"resp_1"}').previous_response_id == "resp_1"
 
 
 def test_inline_media_are_not_counted_as_text() -> None:

@@ -20,7 +20,7 @@ def requires(auth: AuthClient, operation: auth_pb2.Operation) -> Callable[[Reque
         try:
             await auth.admit(
                 auth_pb2.AdmitRequest(
-                    api_key_sha256=api_key_sha256(headers.get(b"authorization")),
+                    api_key_sha256=api_key_sha256(headers),
                     operation=operation,
                     request_id=accept_request_id(headers.get(b"x-request-id")),
                     client_is_local=client_is_local(request.scope, headers),
