@@ -37,9 +37,11 @@ class Valkey:
     """One server in a folder of its own, on a Unix socket; a context manager. Everything that it answered for is in
     its append-only file. It can be killed and started again."""
 
-    def __init__(self, *, arguments: Sequence[str] = (), port: int = 0, sentinel_of: Valkey | None = None) -> None:
+    def __init__(
+        self, *, arguments: Sequence[str] = (), port: int = 0, sentinel_of: Valkey | None = None, sync: str = "always"
+    ) -> None:
         """On a TCP port of loopback too, if one is given. `sentinel_of` makes it the sentinel of that server, which it
-        calls "main"."""
+        calls "main". `sync` is its appendfsync."""
         self.root = Path(tempfile.mkdtemp(prefix="vk-", dir="/tmp"))
         self.socket = self.root / "valkey.sock"
         self.url = f"unix://{self.socket}"
@@ -49,7 +51,7 @@ class Valkey:
             *("--dir", str(self.root), "--logfile", str(self.root / "valkey.log"), "--daemonize", "no"),
         )
         if sentinel_of is None:
-            durable = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+            durable = ("--appendonly", "yes", "--appendfsync", sync, "--save", "")
             self._arguments = [*common, *durable, *arguments]
         else:
             config = self.root / "sentinel.conf"
@@ -72,6 +74,11 @@ class Valkey:
 
         wait_until(answers, "valkey answers", START_DEADLINE_S)
         return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def running(self) -> bool:
