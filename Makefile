@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run start stop restart status logs check-config install test check format unit integration engine \
-        protos protos-check demo-model demo-lora bench clean
+        protos protos-check demo-model demo-lora bench bench-admission clean
 MAKEFLAGS += --no-print-directory
 
 #: Settings: make run CONFIG=other/config.yaml MODEL=Qwen/Qwen3-0.6B
@@ -93,6 +93,10 @@ protos-check: ## Generated code is what protos/ say and loads in every environme
 bench: ## CPU per token and latency, beside other gateways (bench-results/)
 	@scripts/install.sh dev
 	@$(GATEWAY) -m tests.load.bench
+
+bench-admission: ## Admissions and settlements a second at 10 and 1,000,000 keys, SQLite and Redis
+	@scripts/install.sh dev
+	@$(GATEWAY) -m tests.load.admission
 
 clean: ## Removes environments, logs and caches; keeps models, adapters, keys and usage
 	@scripts/stop.sh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,18 @@ from prometheus_client import CollectorRegistry
 from tests.support.cluster import free_port
 from tests.support.valkey import Valkey
 from tests.support.wait import eventually
+from tests.unit.auth import test_sqlite_queries
 from tests.unit.auth.fakes import CONFIG
 from tests.unit.auth.store_contract import OpenAgain, OpenStore, StoreContract
-from tests.unit.auth.test_sqlite_store import ALICE, opened, settled
+from tests.unit.auth.test_sqlite_queries import ALL
+from tests.unit.auth.test_sqlite_store import ALICE, BOB, opened, settled
 
 from vllm_proxy.auth.config import RedisConfig
 from vllm_proxy.auth.leadership import DataLost, Deposed
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.redis_store import RedisStore
+from vllm_proxy.auth.store import Store, make_durable
+from vllm_proxy.auth.usage_sums import sum_usage
 from vllm_proxy.common.settings import ConfigError
 
 QUICK = RedisConfig(timeout_s=0.3, leadership_ttl_s=1.0)
@@ -55,6 +59,30 @@ class TestContract(StoreContract):
     @pytest.fixture
     def open_again(self, shared: Valkey, config: RedisConfig) -> OpenAgain:
         return lambda since_ms=0: open_store(shared.url, config, since_ms)
+
+
+@pytest.fixture
+async def store(shared: Valkey, config: RedisConfig) -> AsyncIterator[Store]:
+    opened = await open_store(shared.url, config)
+    yield opened.store
+    await opened.close()
+
+
+class TestKeys(test_sqlite_queries.TestKeys):
+    #: It counts SQLite's steps.
+    test_a_page_costs_the_same_wherever_it_is = None
+
+
+class TestAudit(test_sqlite_queries.TestAudit):
+    pass
+
+
+async def test_usage_is_summed(store: Store) -> None:
+    settle = test_sqlite_queries.settled
+    entries = [settle(1), settle(2, BOB, "v", tokens=2), settle(2, BOB, "v", tokens=3), settle(30, model="pirate")]
+    await make_durable(store, entries)
+    for query in (ALL, ALL._replace(group_by=("day", "key")), ALL._replace(group_by=("adapter",), user="u")):
+        assert await store.usage(query) == sum_usage(map(test_sqlite_queries.hour_row, entries), query)
 
 
 class TestBatches:

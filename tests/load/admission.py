@@ -249,8 +249,8 @@ async def one_round(case: Case, layer: str, pairs: int) -> tuple[float, float, f
 
 def show(results: dict[tuple[str, str, int], list[tuple[float, float, float]]], memory: dict[int, float]) -> None:
     few, many = min(memory), max(memory)
-    print(f"{'layer':8} {'store':7} {'keys':>9} {'pairs/s':>9} {'CPU us/pair':>12} {'(min..max)':>14} {'server us':>10} "
-          f"{'growth':>7}")  # fmt: skip
+    columns = ("layer", "store", "keys", "pairs/s", "CPU us/pair", "(min..max)", "server us", "growth")
+    print("{:8} {:7} {:>9} {:>9} {:>12} {:>14} {:>10} {:>7}".format(*columns))
     for (layer, store, keys), rounds in sorted(results.items()):
         rate, cpu, server = (statistics.median(values) for values in zip(*rounds, strict=True))
         spread = f"{min(r[1] for r in rounds):.1f}..{max(r[1] for r in rounds):.1f}"
@@ -259,7 +259,7 @@ def show(results: dict[tuple[str, str, int], list[tuple[float, float, float]]], 
             # Round by round, so that what slows the machine for a while slows both.
             pairs = zip(rounds, results[layer, store, few], strict=True)
             growth = f"{statistics.median(a[1] / b[1] for a, b in pairs):.2f}x"
-        print(f"{layer:8} {store:7} {keys:9,} {rate:9,.0f} {cpu:12.1f} {spread:>14} {server or 0:10.1f} {growth:>7}")
+        print(f"{layer:8} {store:7} {keys:9,} {rate:9,.0f} {cpu:12.1f} {spread:>14} {server:10.1f} {growth:>7}")
     print(f"memory: {memory[many]:,.0f} bytes a key that has been used ({many:,} keys)")
 
 

@@ -22,6 +22,7 @@ import msgspec
 from vllm_proxy.auth.quota_period import period_start_ms
 from vllm_proxy.auth.store import (
     AuditEntry,
+    AuditForgotten,
     KeyRevoked,
     KeyStored,
     LeaseOpened,
@@ -30,10 +31,10 @@ from vllm_proxy.auth.store import (
     RatioLearned,
     Record,
 )
+from vllm_proxy.auth.usage_sums import MS_PER_HOUR
 
 #: The keys that the append script gets first.
 _FIRST = ("fence", "progress", "generation")
-MS_PER_HOUR = 3_600_000
 _MS_PER_DAY = 24 * MS_PER_HOUR
 #: How long after its last settlement the sums of a day and of a month stay.
 _KEEP_DAY_MS, _KEEP_MONTH_MS = 3 * _MS_PER_DAY, 63 * _MS_PER_DAY
@@ -65,6 +66,7 @@ class Batch:
         self._sums: dict[str, dict[Any, list[int]]] = {}
         self._ledger: list[LedgerEntry] = []
         self._audit: list[AuditEntry] = []
+        self._forget_audit_before_ms = 0
         for records in groups:
             for record in records:
                 _ADD[type(record)](self, record)
@@ -72,7 +74,8 @@ class Batch:
         self.message: bytes = pack(self._sections())
 
     def _sections(self) -> Sequence[Any]:
-        sets, dels, once, sums, rows = [], [], [], [], []
+        sets, dels, once, sums = [], [], [], []
+        rows: list[tuple[Any, ...]] = []
         for name, fields in self._fields.items():
             key = self._key(name)
             if kept := [part for field, value in fields.items() if value is not None for part in (_text(field), value)]:
@@ -87,8 +90,9 @@ class Batch:
             sums.append((self._key(name), sum_of, keep_ms, [_text(field) for field in added], list(added.values())))
         if self._ledger:
             rows.append((self._key("ledger"), self._keep_ledger_ms, _text(pack(self._ledger))))
-        rows += [(self._key("audit"), 0, _text(pack(entry))) for entry in self._audit]
-        return sets, dels, once, sums, rows
+        rows += [(self._key("audit"), 0, _text(pack(entry)), entry.at_ms) for entry in self._audit]
+        trims = [(self._key("audit"), str(self._forget_audit_before_ms))] if self._forget_audit_before_ms > 0 else []
+        return sets, dels, once, sums, rows, trims
 
     def _key(self, name: str) -> int:
         if name not in self.names:
@@ -148,6 +152,9 @@ class Batch:
     def _audited(self, record: AuditEntry) -> None:
         self._audit.append(record)
 
+    def _audit_forgotten(self, record: AuditForgotten) -> None:
+        self._forget_audit_before_ms = max(self._forget_audit_before_ms, record.before_ms)
+
     def _ratio(self, record: RatioLearned) -> None:
         self._of("ratios")[pack((record.model, record.script))] = _text(pack(record))
 
@@ -168,6 +175,7 @@ _ADD: dict[type, Any] = {
     KeyStored: Batch._key_stored,
     KeyRevoked: Batch._key_revoked,
     AuditEntry: Batch._audited,
+    AuditForgotten: Batch._audit_forgotten,
     RatioLearned: Batch._ratio,
 }
 #: Hashes of sums by the beginning of their names: how many of a field's numbers are added (of the rest the greater

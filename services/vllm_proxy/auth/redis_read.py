@@ -1,28 +1,35 @@
-"""Reads back what redis_batch.py wrote: the state at a start, and sums of usage."""
+"""Reads back what redis_batch.py wrote: the state at a start, and what people and tools ask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from typing import Any
 
-from vllm_proxy.auth.redis_batch import MS_PER_HOUR, Keys, unpack
+from vllm_proxy.auth.redis_batch import Keys, unpack
 from vllm_proxy.auth.redis_url import Client
 from vllm_proxy.auth.store import (
+    AuditEntry,
+    AuditQuery,
     Balance,
+    KeyQuery,
     KeyStored,
     LeaseOpened,
     LeaseReported,
     LedgerEntry,
+    NumberedAuditEntry,
     PeriodUsage,
     RatioLearned,
+    StoredKey,
     StoredState,
     UsageQuery,
     UsageRow,
 )
+from vllm_proxy.auth.usage_sums import MS_PER_HOUR, HourRow, sum_usage
 
 #: Fields that are read at a time.
 _PAGE = 5000
-_HOURS_PER_DAY = 24
+#: A stream's ids are a time and a number within it; a batch has at most half as many entries.
+_ENTRIES_PER_MS = 4096
 
 
 async def read_state(
@@ -41,12 +48,10 @@ async def read_state(
         for who, sums in await _all(client, keys[name]):
             periods.setdefault(who, [0, 0])[place] = unpack(sums)[0]
     state.periods = [PeriodUsage(*unpack(who), *tokens) for who, tokens in periods.items()]
-    revoked = {digest for digest, _ in await _all(client, keys["revoked"])}
-    made = dict(await _all(client, keys["made"]))
     state.keys = [
-        KeyStored(digest, data.decode(), *unpack(made[digest]))
-        for digest, data in sorted(await _all(client, keys["keys"]))
-        if digest not in revoked
+        KeyStored(key.digest, key.data_json, key.created_at_ms, key.created_by)
+        for key in await read_keys(client, keys)
+        if key.revoked_at_ms is None
     ]
     state.ratios = [RatioLearned(*unpack(ratio)) for _, ratio in await _all(client, keys["ratios"])]
     return state
@@ -69,31 +74,61 @@ async def _recent(client: Any, key: str, since_ms: int) -> list[LedgerEntry]:
 
 async def read_usage(client: Client, keys: Keys, query: UsageQuery) -> list[UsageRow]:
     wanted = range(query.from_ms // MS_PER_HOUR, -(-query.until_ms // MS_PER_HOUR))
-    hours = sorted(hour for field, _ in await _all(client, keys["hours"]) if (hour := int(field)) in wanted)
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for hour in hours:
-        for field, sums in await _all(client, keys[f"hours:{hour}"]):
-            account, user, model, base_model = unpack(field)
-            if (
-                query.account not in (None, account)
-                or query.user not in (None, user)
-                or query.model not in (None, model)
-            ):
-                continue
-            group = tuple(_columns(query, hour, account, user, model, base_model))
-            held = groups.setdefault(group, [0] * 5)
-            for place, number in enumerate(unpack(sums)):
-                held[place] += number
-    rows = [UsageRow(*group, *sums) for group, sums in groups.items()]
-    return sorted(rows)[: query.max_rows]
+    rows = [
+        HourRow(hour, *unpack(who), *unpack(sums))
+        for field, _ in await _all(client, keys["hours"])
+        if (hour := int(field)) in wanted
+        for who, sums in await _all(client, keys[f"hours:{hour}"])
+    ]
+    return sum_usage(rows, query)
 
 
-def _columns(query: UsageQuery, hour: int, account: bytes, user: str, model: str, base_model: str) -> Iterator[Any]:
-    if "hour" in query.group_by:
-        yield hour * MS_PER_HOUR
-    else:
-        yield (hour - hour % _HOURS_PER_DAY) * MS_PER_HOUR if "day" in query.group_by else 0
-    yield account if "key" in query.group_by else b""
-    yield user if "user" in query.group_by else ""
-    yield model if "model" in query.group_by else ""
-    yield base_model if "base_model" in query.group_by else ""
+async def read_keys(client: Client, keys: Keys) -> list[StoredKey]:
+    """Those that the API made, revoked ones too, as `stored_keys` orders them."""
+    revoked = {digest: int(at_ms) for digest, at_ms in await _all(client, keys["revoked"])}
+    made = dict(await _all(client, keys["made"]))
+    found = [
+        StoredKey(digest, data.decode(), at_ms, by, revoked.get(digest))
+        for digest, data in await _all(client, keys["keys"])
+        for at_ms, by in (unpack(made[digest]),)
+    ]
+    return sorted(found, key=lambda key: (key.created_at_ms, key.digest))
+
+
+def page_of_keys(found: list[StoredKey], query: KeyQuery) -> list[StoredKey]:
+    page = [
+        key
+        for key in found
+        if (query.with_revoked or key.revoked_at_ms is None)
+        and (query.user is None or json.loads(key.data_json).get("user") == query.user)
+        and (query.after is None or (key.created_at_ms, key.digest[: len(query.after[1])]) > query.after)
+    ]
+    return page[: query.max_rows]
+
+
+async def read_audit(client: Any, keys: Keys, query: AuditQuery) -> list[NumberedAuditEntry]:
+    """Through the stream from its end, page by page, until there are enough."""
+    found: list[NumberedAuditEntry] = []
+    end = "+"
+    if query.before is not None:
+        at_ms, sequence = divmod(query.before, _ENTRIES_PER_MS)
+        end = f"({at_ms}-{sequence}"
+    while len(found) < query.max_rows and (entries := await client.xrevrange(keys["audit"], end, "-", count=_PAGE)):
+        for entry_id, fields in entries:
+            entry = AuditEntry(*unpack(fields[b"b"]))
+            if _is_asked_for(entry, query):
+                at_ms, sequence = map(int, entry_id.split(b"-"))
+                found.append(NumberedAuditEntry(at_ms * _ENTRIES_PER_MS + sequence, entry))
+        end = "(" + entries[-1][0].decode()
+    return found[: query.max_rows]
+
+
+def _is_asked_for(entry: AuditEntry, query: AuditQuery) -> bool:
+    action = query.action
+    return (
+        query.from_ms <= entry.at_ms
+        and (query.until_ms is None or entry.at_ms < query.until_ms)
+        and query.actor in ("", entry.actor_user, entry.actor_key_id)
+        and (entry.action.startswith(action) if action.endswith(".") else action in ("", entry.action))
+        and query.target in ("", entry.target)
+    )

@@ -90,10 +90,12 @@ for _, row in ipairs(batch[5]) do
     local now = redis.call('TIME')
     local oldest = string.format('%.0f', math.max(0, tonumber(now[1]) * 1000 - row[2]))
     redis.call('XADD', KEYS[row[1]], 'MINID', '~', oldest, '*', 'b', row[3])
-  else
+  elseif redis.pcall('XADD', KEYS[row[1]], string.format('%.0f-*', row[4]), 'b', row[3]).err then
+    -- The clock went back: later than the last one will do.
     redis.call('XADD', KEYS[row[1]], '*', 'b', row[3])
   end
 end
+for _, trim in ipairs(batch[6]) do redis.call('XTRIM', KEYS[trim[1]], 'MINID', trim[2]) end
 redis.call('SET', KEYS[2], number)
 return {'ok', number}
 """

@@ -12,8 +12,8 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError
 
@@ -21,11 +21,23 @@ from vllm_proxy.auth.config import AuthConfig
 from vllm_proxy.auth.leadership import DataLost, Deposed, Leadership
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.redis_batch import Batch, Keys
-from vllm_proxy.auth.redis_read import read_state, read_usage
+from vllm_proxy.auth.redis_read import page_of_keys, read_audit, read_keys, read_state, read_usage
 from vllm_proxy.auth.redis_scripts import APPEND
 from vllm_proxy.auth.redis_url import FAULTS, Client, connect, disconnect, is_outage, parse
-from vllm_proxy.auth.store import Record, StoredState, UsageQuery, UsageRow
+from vllm_proxy.auth.store import (
+    AuditQuery,
+    KeyQuery,
+    NumberedAuditEntry,
+    Record,
+    StoredKey,
+    StoredState,
+    UsageQuery,
+    UsageRow,
+)
+from vllm_proxy.common.errors import AuthUnavailable
 from vllm_proxy.common.lifecycle import cancel_all, spawn
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +132,25 @@ class RedisStore:
         self._wake.set()
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        settled = asyncio.Event()
-        self.append((), settled.set)
-        await settled.wait()
-        return await read_usage(self._client, self._keys, query)
+        return await self._ask(read_usage(self._client, self._keys, query))
+
+    async def stored_key(self, digest_prefix: bytes) -> StoredKey | None:
+        found = await self._ask(read_keys(self._client, self._keys))
+        return next((key for key in found if key.digest.startswith(digest_prefix)), None)
+
+    async def stored_keys(self, query: KeyQuery) -> list[StoredKey]:
+        return page_of_keys(await self._ask(read_keys(self._client, self._keys)), query)
+
+    async def audit(self, query: AuditQuery) -> list[NumberedAuditEntry]:
+        return await self._ask(read_audit(self._client, self._keys, query))
+
+    async def _ask(self, answer: Awaitable[T]) -> T:
+        try:
+            return await answer
+        except FAULTS as e:
+            if is_outage(e):
+                raise AuthUnavailable("The auth service cannot reach its store.") from e
+            raise
 
     async def close(self) -> None:
         """Waits for Redis as long as it answers; then gives the lead back."""
