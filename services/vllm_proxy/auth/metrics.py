@@ -19,7 +19,7 @@ class AuthMetrics(Collector):
         self.registry = registry
         #: Admissions by result and limit, settlements by what came of them.
         self.admissions: Tally[tuple[str, str]] = Tally({("admitted", ""): 0})
-        self.settlements: Tally[str] = Tally(settled=0)
+        self.settlements: Tally[str] = Tally(settled=0, lapsed=0, corrected=0)
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.leases = Gauge("vllm_proxy_auth_open_leases", "Leases that are open.", registry=registry)

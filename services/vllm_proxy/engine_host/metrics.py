@@ -60,7 +60,10 @@ class HostMetrics(Collector):
         self._prompt_tokens = 0
         self._cached_tokens = 0
         self._completion_tokens = 0
-        self._adapter_operations: Tally[tuple[str, str]] = Tally()
+        # From 0, so that the first failure is an increase.
+        self._adapter_operations: Tally[tuple[str, str]] = Tally(
+            {(kind, outcome): 0 for kind in ("load", "unload") for outcome in ("ok", "failed")}
+        )
         self._adapter_seconds: defaultdict[str, float] = defaultdict(float)
         self.registry.register(self)
 

@@ -19,7 +19,10 @@ _STATES = {
 class RouterMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._hosts = Gauge(
-            "vllm_proxy_router_hosts", "Engine hosts in the table, by state.", ["state"], registry=registry
+            "vllm_proxy_router_hosts",
+            "Engine hosts by state; those that went away a while ago are down.",
+            ["state"],
+            registry=registry,
         )
         self.watchers = Gauge("vllm_proxy_router_watchers", "Edge workers that watch the table.", registry=registry)
         self.table_pushes = Counter("vllm_proxy_router_table_pushes", "Tables sent to edge workers.", registry=registry)

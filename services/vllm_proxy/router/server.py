@@ -72,7 +72,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         hosts.on_load.append(feed.load_changed)
         hosts.on_change += [
             lambda _: feed.changed(),
-            lambda _: metrics.show_hosts(hosts.table()),
+            lambda _: metrics.show_hosts(hosts.everyone()),
             picture.note,
             convergence.look_at,
         ]
