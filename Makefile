@@ -58,8 +58,9 @@ demo-lora: demo-model ## Trains two demo adapters (adapters/pirate, adapters/rob
 	@$(ENGINE) -m scripts.train_demo_lora
 
 ## Developing
-install: ## Installs the gateway's and the engine's environment under .venv/
+install: ## Installs the environments under .venv/: the gateway's, vLLM's, SGLang's if it has a start command
 	@scripts/install.sh dev vllm
+	@scripts/install.sh --for "$(CONFIG)"
 
 check: ## Format, lint, types, protos, unit tests: what one runs while writing
 	@scripts/install.sh dev
@@ -69,12 +70,12 @@ check: ## Format, lint, types, protos, unit tests: what one runs while writing
 	@scripts/phase.sh "protos" $(MAKE) protos-check
 	@scripts/phase.sh "unit tests" $(GATEWAY) -m pytest -q tests/unit
 
-test: ## Everything that needs no GPU: make check, then integration tests and the real engine
-	@scripts/install.sh dev demo
+test: ## Everything that needs no GPU: make check, then integration tests and the real engines
+	@scripts/install.sh dev demo sglang
 	@$(MAKE) check
 	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration tests/conformance
 	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
-	@scripts/phase.sh "engine tests (the real vLLM)" $(GATEWAY) -m pytest -q tests/engine
+	@scripts/phase.sh "engine tests (the real vLLM and SGLang)" $(GATEWAY) -m pytest -q tests/engine
 	@scripts/phase.sh "system tests (all services on the real vLLM)" $(GATEWAY) -m pytest -q tests/system
 
 format: ## Formats and fixes what ruff can

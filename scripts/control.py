@@ -56,8 +56,6 @@ class Services:
     def hosts_of(self, engine: str) -> list[str]:
         """The engine hosts of a kind. Raises ConfigError if there is none."""
         names = [program.name for program in self.programs if program.engine == engine]
-        if not names and engine == "sglang":
-            raise ConfigError("SGLang is not supported by this version; scripts/start_vllm.py runs vLLM")
         if not names:
             raise ConfigError(f"no {engine} engine is configured: its start command is empty (see {self._loaded.path})")
         return names

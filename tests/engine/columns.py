@@ -10,7 +10,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.process import ENGINE_PYTHON
+from scripts.install import engine_build
+from tests.support.process import ENGINE_PYTHON, SGLANG_CPU_STUB, SGLANG_PYTHON
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/smollm2-135m-instruct"
@@ -30,6 +31,8 @@ class Column:
     engine_python: Path
     #: Settings of the engine's section besides.
     section: dict[str, object] = field(default_factory=dict)
+    #: PYTHONPATH of the engine's processes.
+    python_path: str = ""
 
     @property
     def name(self) -> str:
@@ -42,7 +45,25 @@ VLLM_COMMAND = (
 )
 VLLM_SECTION = {"extra_env": {"HF_HUB_OFFLINE": 1, "VLLM_CPU_KVCACHE_SPACE": 1}}
 
-COLUMNS: tuple[Column, ...] = (Column("vllm", "python_api", VLLM_COMMAND, ENGINE_PYTHON, VLLM_SECTION),)
+SGLANG_COMMAND = (
+    f"python -m sglang.launch_server --model-path {MODEL} --served-model-name {BASE} --dtype bfloat16"
+    " --context-length 1024 --max-running-requests 32 --max-total-tokens 32768"
+)
+SGLANG_ENVIRONMENT = {"HF_HUB_OFFLINE": 1}
+SGLANG_PATH = ""
+if engine_build() == "cpu":
+    # PyTorch's own operators in the place of SGLang's kernels: see tests/support/sglang_cpu.
+    SGLANG_COMMAND += (
+        " --device cpu --attention-backend torch_native --lora-backend torch_native --disable-overlap-schedule"
+        " --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled"
+    )
+    SGLANG_ENVIRONMENT["SGLANG_USE_CPU_ENGINE"] = 1
+    SGLANG_PATH = str(SGLANG_CPU_STUB)
+
+COLUMNS: tuple[Column, ...] = (
+    Column("vllm", "python_api", VLLM_COMMAND, ENGINE_PYTHON, VLLM_SECTION),
+    Column("sglang", "python_api", SGLANG_COMMAND, SGLANG_PYTHON, {"extra_env": SGLANG_ENVIRONMENT}, SGLANG_PATH),
+)
 
 #: (column, test function) -> why it cannot.
 CANNOT: dict[tuple[str, str], str] = {}

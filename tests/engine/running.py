@@ -58,7 +58,7 @@ class RunningEngine:
             is_healthy=lambda: self.state == "SERVING",
             environment={
                 # As installed there, entry points included.
-                "PYTHONPATH": "",
+                "PYTHONPATH": column.python_path,
                 "PATH": f"{column.engine_python.parent}:{os.environ['PATH']}",
             },
         )
@@ -66,12 +66,13 @@ class RunningEngine:
 
     def _write_config(self) -> None:
         column = self.column
-        lora = {"max_lora_rank": 8, "max_loras": 2, "max_cpu_loras": 3, "allowed_roots": ["adapters"]}
+        lora: dict[str, Any] = {"max_lora_rank": 8, "max_loras": 2, "allowed_roots": ["adapters"]}
         config = {
             f"{column.kind}_port": 0,
             "engine_host": {"adapter_drain_timeout_s": 60},
             "engine_hosts": {column.kind: {"engine": column.kind}},
-            "vllm": {"lora": lora},
+            "vllm": {"lora": {**lora, "max_cpu_loras": 3}},
+            "sglang": {"lora": lora},
         }
         section = {"launch_mode": column.launch_mode, "start_cmd": column.start_cmd, **column.section}
         config[column.kind] = {**config.get(column.kind, {}), **section}

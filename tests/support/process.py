@@ -20,6 +20,10 @@ STOP_DEADLINE_S = 20.0
 SERVICES_ROOT = Path(__file__).parents[2] / "services"
 #: vLLM's own environment.
 ENGINE_PYTHON = Path(os.environ.get("VLLM_PYTHON", SERVICES_ROOT.parent / ".venv/vllm/bin/python"))
+#: SGLang's.
+SGLANG_PYTHON = Path(os.environ.get("SGLANG_PYTHON", SERVICES_ROOT.parent / ".venv/sglang/bin/python"))
+#: On PYTHONPATH, it lets SGLang run on a CPU.
+SGLANG_CPU_STUB = Path(__file__).with_name("sglang_cpu")
 
 
 class ServiceProcess:

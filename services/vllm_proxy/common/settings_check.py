@@ -106,24 +106,24 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
     if faults:  # which hosts there are cannot be told
         return
     engines = [spec.engine for spec in settings.hosts(root).values()]
-    if engines.count("vllm") > 1:  # they would share vllm_port and vllm.log_file
-        yield "engine_hosts: only one vllm host per configuration; give another one its own configuration"
-    if "sglang" in engines:
-        key = "engine_hosts" if settings.engine_hosts else f"sglang.{settings.sglang.command_source}"
-        yield f"{key}: SGLang is not supported by this version; use vllm"
+    for kind in ("vllm", "sglang"):
+        if engines.count(kind) > 1:  # they would share the engine's port and log file
+            yield f"engine_hosts: only one {kind} host per configuration; give another one its own configuration"
     if bool(settings.nginx.tls_certificate) != bool(settings.nginx.tls_key):
         yield "nginx.tls_certificate, nginx.tls_key: both or none"
     if "," in settings.auth.address and settings.auth.store.startswith("sqlite:"):
         yield "auth.address: several replicas need a store that they share: set auth.store to the URL of a Redis"
-    yield from _port_conflicts(_loopback_ports(settings, "vllm" in engines))
+    yield from _port_conflicts(_loopback_ports(settings, engines))
 
 
-def _loopback_ports(settings: Settings, has_vllm: bool) -> Iterator[tuple[str, int | None]]:
+def _loopback_ports(settings: Settings, engines: Sequence[str]) -> Iterator[tuple[str, int | None]]:
     """The HTTP ports that are bound on loopback, by their keys."""
     if settings.fastapi_host in ("0.0.0.0", "::", "") or is_local(f"{settings.fastapi_host}:0"):
         yield "fastapi_port", settings.fastapi_port
-    if has_vllm:
+    if "vllm" in engines:
         yield "vllm_port", settings.vllm_port
+    if "sglang" in engines:
+        yield "sglang_port", settings.sglang_port
     if settings.nginx.enabled:
         yield "nginx.port", settings.nginx.port
     yield "auth.metrics_port", settings.auth.metrics_port

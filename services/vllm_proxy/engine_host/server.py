@@ -115,7 +115,7 @@ class HostService:
             starting.result()
             dying = asyncio.create_task(self.engine.wait_dead(), name="engine watch")
             mine = {stopping, dying}
-            if self._config.engine == "vllm":
+            if self._config.engine != "sim":
                 background.add(asyncio.create_task(self._native_http(stop), name="native http"))
             self.host.serve()
             await self.rpc.set_serving(True)
@@ -157,13 +157,17 @@ class HostService:
             await self.registry.preload()
 
     async def _native_http(self, stop: StopSignal) -> None:
-        from vllm_proxy.engine_host import native_http
+        from vllm_proxy.engine_host import native_http, native_lora
 
         settings = self._settings
         # Without what the adapter adds for the gateway, such as the engine's own key.
         app = getattr(self.engine, "native_app", self.engine.app)
         keys = getattr(self.engine, "native_api_keys", ())
-        await native_http.serve(app, self.registry, settings.vllm_host, settings.vllm_port, stop, keys)
+        if self._config.engine == "sglang":
+            host, port, lora_routes = settings.sglang_host, settings.sglang_port, native_lora.SGLANG_ROUTES
+        else:
+            host, port, lora_routes = settings.vllm_host, settings.vllm_port, native_lora.VLLM_ROUTES
+        await native_http.serve(app, self.registry, host, port, stop, keys, lora_routes)
 
     async def _resolve(self, name: str) -> bool:
         return await self.registry.resolve(name)
@@ -173,13 +177,13 @@ class HostService:
 
 
 def _adapter_policy(settings: Settings, config: HostConfig) -> AdapterPolicy:
-    lora = settings.vllm.lora
+    lora = settings.sglang.lora if config.engine == "sglang" else settings.vllm.lora
     resolver = lora.runtime_resolver
     return AdapterPolicy(
         allowed_roots=tuple(lora.allowed_roots),
         cache_dir=resolver.cache_dir if "lora_filesystem_resolver" in resolver.plugins else None,
         allow_runtime_updates=resolver.allow_runtime_updates,
-        preload=tuple(lora.preload) if config.engine == "vllm" else (),
+        preload=() if config.engine == "sim" else tuple(lora.preload),
         load_timeout_s=config.limits.adapter_load_timeout_s,
     )
 

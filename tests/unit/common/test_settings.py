@@ -155,8 +155,14 @@ def test_an_empty_value_is_told_what_it_should_be(load, text: str, said: str) ->
         ),
         ("vllm: {launch_mode: cli}", "vllm.launch_mode: cli is not supported by this version; set python_api"),
         ("sglang: {launch_mode: attached, start_cmd_file: x}", "sglang.launch_mode: attached is not supported"),
-        ("sglang: {start_cmd: sglang serve m}", "sglang.start_cmd: SGLang is not supported by this version"),
-        ("engine_hosts: {a: {engine: sglang}}", "engine_hosts: SGLang is not supported by this version"),
+        (
+            "{vllm: {start_cmd: vllm serve m}, sglang: {start_cmd: sglang serve m}, sglang_port: 8002}",
+            "sglang_port: 8002 is vllm_port too",
+        ),
+        (
+            "engine_hosts: {a: {engine: sglang}, b: {engine: sglang}}",
+            "engine_hosts: only one sglang host per configuration",
+        ),
         ("engine_hosts: {a: {engine: vllm}, b: {engine: vllm}}", "engine_hosts: only one vllm host per configuration"),
         ("vllm: {start_cmd_file: config/typo.txt}", "vllm.start_cmd_file: config/typo.txt is not there"),
         ("vllm: {start_cmd_file: config}", "vllm.start_cmd_file: config: Is a directory"),

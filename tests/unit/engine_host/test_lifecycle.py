@@ -20,7 +20,6 @@ from vllm_proxy.common.errors import ModelNotFound, NoCapacity, RouteNotFound
 from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings, Sim
 from vllm_proxy.engine_host.config import host_config
-from vllm_proxy.engine_host.engines.build import build_engine
 from vllm_proxy.engine_host.engines.sim import SimEngine
 
 
@@ -309,15 +308,9 @@ async def test_a_failed_part_ends_the_host() -> None:
         assert await rig.exit == 1
 
 
-def test_unknown_names_and_engines() -> None:
+def test_an_unknown_name() -> None:
     settings = Settings.model_validate({"engine_hosts": {"a": {"engine": "sglang"}}})
     loaded = LoadedSettings(settings, Path("c.yaml"), Path())
     with pytest.raises(ConfigError, match="--name b"):
         host_config(loaded, "b")
     assert host_config(loaded, "a").engine == "sglang"
-
-    async def resolve(name: str) -> bool:
-        return False
-
-    with pytest.raises(ConfigError, match="sglang"):
-        build_engine("sglang", settings, resolve)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from vllm_proxy.common.errors import AdapterExists, AdapterNotFound, InvalidAdapter
+from vllm_proxy.common.errors import AdapterExists, AdapterNotFound, InvalidAdapter, ServiceError
 from vllm_proxy.common.settings import ConfigError
 from vllm_proxy.engine_host.lora.registry import NATIVE
-from vllm_proxy.engine_host.native_http import listen, with_lora_routes
+from vllm_proxy.engine_host.native_http import listen
+from vllm_proxy.engine_host.native_lora import SGLANG_ROUTES, VLLM_ROUTES, LoraRoutes, with_lora_routes
 
 
 class FakeRegistry:
@@ -25,6 +26,9 @@ class FakeRegistry:
     async def unload(self, *args: Any, **kwargs: Any) -> None:
         await self.load(*args, **kwargs)
 
+    def adapters(self) -> list[Any]:
+        return []
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 299, "headers": []})
@@ -38,6 +42,7 @@ async def ask(
     method: str = "POST",
     headers: tuple[tuple[bytes, bytes], ...] = (),
     api_keys: tuple[str, ...] = (),
+    routes: LoraRoutes = VLLM_ROUTES,
 ) -> tuple[int, str]:
     sent: list[dict[str, Any]] = []
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -50,7 +55,7 @@ async def ask(
 
     fake: Any = registry
     scope = {"type": "http", "path": path, "method": method, "headers": headers}
-    await with_lora_routes(app, fake, api_keys)(scope, receive, send)
+    await with_lora_routes(app, fake, api_keys, routes)(scope, receive, send)
     return sent[0]["status"], sent[1]["body"].decode()
 
 
@@ -112,7 +117,7 @@ def test_loopback_only() -> None:
             listen(host, 0)
     first, *rest = listen("localhost", 0)
     try:
-        with pytest.raises(ConfigError, match="vllm_port"):
+        with pytest.raises(ConfigError, match="already in use"):
             listen("127.0.0.1", first.getsockname()[1])
     finally:
         for listener in (first, *rest):
@@ -132,3 +137,29 @@ async def test_a_web_page_changes_nothing() -> None:
 async def test_the_engines_own_key_is_wanted_where_it_has_one(authorization: bytes, status: int) -> None:
     headers = ((b"authorization", authorization),)
     assert (await ask(FakeRegistry(), LOAD, BODY, headers=headers, api_keys=("k1", "k2")))[0] == status
+
+
+async def test_sglangs_routes_answer_in_its_shapes() -> None:
+    async def said(registry: FakeRegistry, path: str, body: Any) -> tuple[int, Any]:
+        status, text = await ask(registry, path, body, routes=SGLANG_ROUTES)
+        return status, json.loads(text)
+
+    def status_of(error: ServiceError) -> int:
+        return 400 if isinstance(error, AdapterNotFound) else error.http_status
+
+    done = {"success": True, "error_message": "", "loaded_adapters": {}}
+    registry = FakeRegistry()
+    assert await said(registry, "/load_lora_adapter", {**BODY, "pinned": True}) == (200, done)
+    assert await said(registry, "/unload_lora_adapter", BODY) == (200, done)
+    assert registry.calls == [(("a", "/p", ""), {"origin": NATIVE}), (("a",), {"native": True})]
+    for error, path in (
+        (InvalidAdapter("no such folder"), "/load_lora_adapter"),
+        (AdapterExists("no such folder"), "/load_lora_adapter"),
+        (AdapterNotFound("no such folder"), "/unload_lora_adapter"),
+    ):
+        status, answer = await said(FakeRegistry(error), path, BODY)
+        assert (status, answer["success"], answer["error_message"]) == (status_of(error), False, "no such folder")
+    status, answer = await said(FakeRegistry(), "/load_lora_adapter_from_tensors", {})
+    assert (status, answer["success"]) == (403, False)
+    # vLLM's are the engine's own affair there.
+    assert await ask(FakeRegistry(), LOAD, BODY, routes=SGLANG_ROUTES) == (299, "the engine")

@@ -155,9 +155,16 @@ def test_without_any_engine_a_start_of_everything_says_what_to_do(root: Path):
     assert [program.name for program in services.to_start(["auth"])] == ["auth"]
 
 
-def test_sglang_is_said_not_to_be_there_rather_than_installed(root: Path):
-    with pytest.raises(ConfigError, match="SGLang is not supported by this version"):
-        Services(_load(root)[0]).hosts_of("sglang")
+def test_sglang_is_started_and_installed_only_when_it_has_a_command(root: Path):
+    services = Services(_load(root)[0])
+    with pytest.raises(ConfigError, match="no sglang engine is configured: its start command is empty"):
+        services.hosts_of("sglang")
+    (root / "config" / "sglang_start_cmd.txt").write_text("sglang serve m\n")
+    loaded = _load(root)[0]
+    services = Services(loaded)
+    assert services.hosts_of("sglang") == ["engine-sglang"]
+    assert {"vllm", "sglang"} <= set(proxyctl._needs(loaded, services.to_start([])))
+    assert "sglang" not in proxyctl._needs(loaded, services.to_start(["engine-vllm"]))
 
 
 class TestBrokenMeanwhile:

@@ -14,13 +14,23 @@ def _vllm(settings: Settings, resolve: ResolveAdapter) -> Engine:
     return VllmEngine(settings, resolve)
 
 
+def _sglang(settings: Settings, resolve: ResolveAdapter) -> Engine:
+    from vllm_proxy.engine_host.engines.sglang import SglangEngine
+
+    return SglangEngine(settings, resolve)
+
+
 def _sim(settings: Settings, resolve: ResolveAdapter) -> Engine:
     from vllm_proxy.engine_host.engines.sim import SimEngine
 
     return SimEngine(settings.sim, resolve)
 
 
-_ENGINES: dict[EngineKind, Callable[[Settings, ResolveAdapter], Engine]] = {"vllm": _vllm, "sim": _sim}
+_ENGINES: dict[EngineKind, Callable[[Settings, ResolveAdapter], Engine]] = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "sim": _sim,
+}
 
 
 def build_engine(kind: EngineKind, settings: Settings, resolve: ResolveAdapter) -> Engine:
