@@ -54,6 +54,11 @@ class EngineRoute:
     #: Whether the edge answers it without `/v1` as well.
     bare: bool = False
 
+    @property
+    def of_response(self) -> bool:
+        """Whether its parameter is the id of a stored response."""
+        return "{response_id}" in self.path
+
 
 def _get(path: str, name: str) -> EngineRoute:
     return EngineRoute("GET", path, name, Work.LOOK_UP, ModelIn.NOWHERE)

@@ -268,6 +268,10 @@ class EngineHost(Section):
     """How long an unload waits for the adapter's running requests before it aborts them."""
     max_in_flight: PositiveInt = 8192
     """Requests that one host holds; more are answered with 503."""
+    stored_responses: PositiveInt = 1000
+    """Responses that vLLM keeps if VLLM_ENABLE_RESPONSES_API_STORE is set; the oldest go first."""
+    stored_response_ttl_s: PositiveSeconds = 3600
+    """How long a stored response can be asked for."""
     unacked_limit: PositiveInt = 100_000
     """Ended requests that wait for their acknowledgement; the oldest are settled by the host."""
 

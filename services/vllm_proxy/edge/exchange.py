@@ -281,7 +281,11 @@ class Exchange:
 
     def _try_start(self) -> bool:
         hosts = self._context.hosts
-        session = hosts.pick(self._request.model, self._tried)
+        session = None
+        if self._request.holder_tag and not self._tried:
+            session = hosts.holder(self._request.holder_tag)
+        if session is None:
+            session = hosts.pick(self._request.model, self._tried)
         if session is None and self._tried:
             # The same host, if it is another process by now.
             session = hosts.pick(self._request.model)

@@ -10,6 +10,7 @@ import grpc.aio
 
 from vllm_proxy.api.router.v1 import router_pb2
 from vllm_proxy.common.lifecycle import cancel_all, spawn
+from vllm_proxy.common.response_ids import host_tag
 from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import Grpc
@@ -59,6 +60,10 @@ class Hosts:
             exclude = self._broken.union(exclude)
         host = self.table.pick(model, self._in_flight, exclude)
         return self._sessions[host.name] if host is not None else None
+
+    def holder(self, tag: str) -> HostSession | None:
+        """The host whose stored responses have this tag; None if it is away."""
+        return next((s for name, s in self._sessions.items() if s.connected and host_tag(name) == tag), None)
 
     async def wait_changed(self) -> None:
         """Returns when the table or a session changed, so that a pick may go differently."""

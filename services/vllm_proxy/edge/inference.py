@@ -8,6 +8,7 @@ from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.engine_routes import EngineRoute, ErrorShape, ModelIn
 from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.common.ids import accept_request_id, accept_traceparent
+from vllm_proxy.common.response_ids import tag_of
 from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response
@@ -83,6 +84,10 @@ class InferenceEndpoint:
         """The lease. Raises AdmissionRefused, AuthUnavailable."""
         body = _peek(request)
         request.model = body.model
+        if request.route.of_response:
+            request.holder_tag = tag_of(request.path.split("/")[3])
+        elif body.previous_response_id:
+            request.holder_tag = tag_of(body.previous_response_id)
         asked = auth_pb2.AdmitRequest(
             api_key_sha256=key,
             operation=auth_pb2.OPERATION_INFERENCE,

@@ -32,6 +32,8 @@ class RequestFacts:
     started_at: float
     model: str | None = None
     body: bytes = b""
+    #: Of the host that holds the stored response that it needs; see common/response_ids.py.
+    holder_tag: str = ""
     key_id: str = ""
     user: str = ""
     #: `x-request-id` and `x-ratelimit-*`, on every answer.

@@ -15,12 +15,14 @@ from vllm_proxy.common.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NoCapacity,
+    NotFound,
     RouteNotFound,
     ServiceError,
 )
 from vllm_proxy.common.ids import new_incarnation
+from vllm_proxy.common.response_ids import ResponseIds
 from vllm_proxy.engine_host.config import HostConfig
-from vllm_proxy.engine_host.engines.base import Engine, EngineLoad
+from vllm_proxy.engine_host.engines.base import Engine, EngineLoad, StoringEngine
 from vllm_proxy.engine_host.in_flight import STOPPING, InFlight
 from vllm_proxy.engine_host.lora.registry import AdapterRegistry
 from vllm_proxy.engine_host.metrics import HostMetrics
@@ -59,6 +61,8 @@ class EngineHost:
         self._registry = registry
         self.metrics = metrics
         self._on_change = on_change
+        if isinstance(engine, StoringEngine):
+            engine.use_response_ids(ResponseIds(config.name))
         self._state: router_pb2.HostState = router_pb2.HOST_STATE_STARTING
         self._detail = "starting"
         self._stopping = False
@@ -113,10 +117,13 @@ class EngineHost:
     # Requests.
 
     def begin(self, stream: RequestStream) -> None:
-        """Starts a request in the engine. Raises RouteNotFound, MethodNotAllowed, NoCapacity, EngineUnavailable."""
+        """Starts a request in the engine. Raises NotFound, MethodNotAllowed, NoCapacity, EngineUnavailable."""
         envelope = stream.envelope
-        if HOST_ROUTES.find(envelope.method, envelope.path) is None:
+        route = HOST_ROUTES.find(envelope.method, envelope.path)
+        if route is None:
             raise MethodNotAllowed() if HOST_ROUTES.methods(envelope.path) else RouteNotFound()
+        if route.of_response and not isinstance(self.engine, StoringEngine):
+            raise NotFound("This engine keeps no responses.")
         self.in_flight.add(stream)
         stream.start(self.engine.app)
 

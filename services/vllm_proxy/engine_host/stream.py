@@ -18,7 +18,15 @@ from collections.abc import Callable
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.common.errors import EngineFailed, InternalError, RequestTimeout, ServiceError
-from vllm_proxy.engine_host.engines.base import AsgiApp, EngineDied, Message, Scope, UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.base import (
+    AsgiApp,
+    EngineDied,
+    Message,
+    Scope,
+    UsageMeter,
+    current_key_id,
+    current_meter,
+)
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +152,7 @@ class RequestStream:
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
         context.run(current_meter.set, self.meter)
+        context.run(current_key_id.set, self.envelope.key_id)
         if self.envelope.timeout_ms:
             self._timeout_timer = loop.call_later(self.envelope.timeout_ms / 1000, self._timed_out)
         self._task = loop.create_task(self._run(app), context=context)

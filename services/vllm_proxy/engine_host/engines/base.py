@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from vllm_proxy.common.response_ids import ResponseIds
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,6 +33,9 @@ class UsageMeter:
 #: The meter of the request that the current task serves. The host sets it around `Engine.app`; an adapter
 #: adds to it from wherever the engine's outputs pass. None: nobody counts (the engine's own port).
 current_meter: ContextVar[UsageMeter | None] = ContextVar("current_meter", default=None)
+
+#: The id of the key whose request the current task serves, set beside the meter. None: it came another way.
+current_key_id: ContextVar[str | None] = ContextVar("current_key_id", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,14 @@ class Engine(Protocol):
         """Makes `name` unknown to new requests, waits for its running ones, frees it in the engine."""
 
     async def pin_adapter(self, name: str) -> None: ...
+
+
+@runtime_checkable
+class StoringEngine(Protocol):
+    """An engine that keeps stored responses apart by their keys. Those of others are out of reach."""
+
+    def use_response_ids(self, ids: ResponseIds) -> None:
+        """Called once, before the start."""
 
 
 #: Asked by an adapter whose engine meets an unknown model name: loads it from the resolver's folder if it is

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vllm_proxy.common.errors import InvalidRequest, ModelNotFound
+from vllm_proxy.common.response_ids import ResponseIds
 from vllm_proxy.common.settings import ConfigError, Settings
 from vllm_proxy.engine_host.engines.base import (
     AdapterLimits,
@@ -36,6 +37,7 @@ from vllm_proxy.engine_host.engines.engine_owner import reap_leftovers, reap_own
 from vllm_proxy.engine_host.engines.vllm_command import StartCommand, read_command
 from vllm_proxy.engine_host.engines.vllm_lora import VllmAdapters, take_over
 from vllm_proxy.engine_host.engines.vllm_process import set_environment
+from vllm_proxy.engine_host.engines.vllm_responses import OwnedResponses
 from vllm_proxy.engine_host.engines.vllm_start import EngineStart
 from vllm_proxy.engine_host.engines.vllm_usage import meter_engine
 
@@ -65,6 +67,7 @@ class VllmEngine:
         self._engine: Any = None
         self._models: Any = None
         self._adapters: VllmAdapters | None = None
+        self._response_ids: ResponseIds | None = None
         self._limits = AdapterLimits(max_rank=0)
         self._scheduler_stats: Any = None
         self._lifespan = AsyncExitStack()
@@ -74,6 +77,9 @@ class VllmEngine:
         self.supports_lora = settings.vllm.lora.enabled
         self.app: AsgiApp = _not_started
         self.native_app: AsgiApp = _not_started
+
+    def use_response_ids(self, ids: ResponseIds) -> None:
+        self._response_ids = ids
 
     # Life.
 
@@ -124,6 +130,16 @@ class VllmEngine:
         application.state.server = SimpleNamespace(should_exit=False)
         await init_app_state(self._engine, application.state, self._args, tasks)
         self._models = application.state.openai_serving_models
+        responses = getattr(application.state, "openai_serving_responses", None)
+        if responses is not None and self._response_ids is not None:
+            limits = self._settings.engine_host
+            OwnedResponses(
+                responses,
+                self._response_ids,
+                limits.stored_responses,
+                limits.stored_response_ttl_s,
+                time.monotonic,
+            )
         # What uvicorn would do for vLLM: periodic statistics, freezing the heap.
         await self._lifespan.enter_async_context(application.router.lifespan_context(application))
         await self._wire()
