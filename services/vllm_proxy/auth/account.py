@@ -1,4 +1,4 @@
-"""One key's limits and what it holds of them. Checking consumes nothing; taking is a step of its own."""
+"""A key's own scope, and the others that its requests pass: its user's, everybody's, those for some models."""
 
 from __future__ import annotations
 
@@ -6,148 +6,133 @@ from typing import NamedTuple
 
 from vllm_proxy.auth.keys import ApiKey
 from vllm_proxy.auth.lease import Usage
-from vllm_proxy.auth.limiter import NS_PER_SECOND, Bucket, Reservation, ReservingBucket, per_minute, per_second
-from vllm_proxy.auth.limits import Limits
+from vllm_proxy.auth.limiter import LimitState
+from vllm_proxy.auth.limits import DEFAULT, NO_RULES, KeyRules, LimitOverrides
+from vllm_proxy.auth.model_patterns import ModelPatterns, patterns_of
+from vllm_proxy.auth.policy import Policy
+from vllm_proxy.auth.quota_period import Calendar
+from vllm_proxy.auth.refusal import Refusal
+from vllm_proxy.auth.scope import UNLIMITED, Scope, longer
 from vllm_proxy.auth.store import Balance
-from vllm_proxy.common.errors import QuotaExceeded, RateLimited
-
-#: When a running request may end is not known; a second is what a client is told to wait for one.
-RETRY_WHEN_ONE_ENDS_NS = NS_PER_SECOND
 
 
-class Refusal(NamedTuple):
-    """Why not. `retry_after_ns` None: waiting does not help."""
+class Path(NamedTuple):
+    """What the requests of a key for a model pass."""
 
-    reason: str
-    message: str
-    limit_name: str = ""
-    retry_after_ns: int | None = None
+    #: All that count them: the key's own first, then its user's.
+    scopes: tuple[Scope, ...]
+    #: Those of them that limit anything.
+    limited: tuple[Scope, ...]
+    #: Tokens of one answer; None: unlimited.
+    max_response_tokens: int | None
+
+    def refusal(self, prompt_tokens: int, wanted_tokens: int, now_ns: int, calendar: Calendar) -> Refusal | None:
+        refusal = None
+        for scope in self.limited:
+            if found := scope.refusal(prompt_tokens, wanted_tokens, now_ns, calendar):
+                refusal = longer(refusal, found)
+        return refusal
+
+    def room(self, wanted_tokens: int, calendar: Calendar) -> int:
+        """The tokens that may be reserved of the quotas."""
+        for scope in self.limited:
+            if (left := scope.quota_left(calendar)) is not None and left < wanted_tokens:
+                wanted_tokens = left
+        return wanted_tokens
+
+    def quota_remaining(self, calendar: Calendar) -> int | None:
+        lefts = [left for scope in self.limited if (left := scope.quota_left(calendar)) is not None]
+        return min(lefts) if lefts else None
+
+    def states(self, now_ns: int) -> tuple[LimitState | None, LimitState | None]:
+        """Of the requests and tokens per time, the limit that has least left."""
+        requests = tokens = None
+        for scope in self.limited:
+            if scope.requests is not None:
+                state = scope.requests.state(now_ns)
+                if requests is None or state.remaining < requests.remaining:
+                    requests = state
+            if scope.tokens is not None:
+                state = scope.tokens.state(now_ns)
+                if tokens is None or state.remaining < tokens.remaining:
+                    tokens = state
+        return requests, tokens
 
 
-class Account:
-    __slots__ = ("balance", "limits", "quota", "requests", "reserved_tokens", "running", "tokens")
+class Account(Scope):
+    __slots__ = ("_max_response_tokens", "_model_patterns", "_model_scopes", "_paths", "balance", "key", "path",
+                 "policy", "user")  # fmt: skip
 
-    def __init__(self, limits: Limits, balance: Balance, now_ns: int) -> None:
+    def __init__(self, balance: Balance) -> None:
+        super().__init__("key", "of this API key")
         self.balance = balance
-        self.limits = Limits()
-        self.requests: Bucket | None = None
-        self.tokens: ReservingBucket | None = None
-        #: Open leases, and the tokens that they hold of the quota.
-        self.running = 0
-        self.reserved_tokens = 0
-        self.apply(limits, now_ns)
+        self.total_tokens = balance.charged_tokens
+        #: What it was configured by; None: not yet.
+        self.key: ApiKey | None = None
+        self.policy: Policy | None = None
+        self.user: Scope
+        #: Of requests for models that have no limits of their own.
+        self.path: Path
+        self._max_response_tokens: int | None = None
+        self._model_patterns: ModelPatterns | None = None
+        # Pattern -> the limits of this key for what it matches. None while there are none.
+        self._model_scopes: dict[str, tuple[Scope, LimitOverrides]] | None = None
+        self._paths: dict[str, Path] | None = None
 
-    def apply(self, limits: Limits, now_ns: int) -> None:
-        """Takes new limits; what was used of the old ones stays used."""
-        if limits.qps is None:
-            self.requests = None
-        elif self.requests is None:
-            self.requests = Bucket(per_second(limits.qps), now_ns)
-        elif limits.qps != self.limits.qps:
-            self.requests.change_rate(per_second(limits.qps), now_ns)
-        if limits.tokens_per_minute is None:
-            self.tokens = None
-        elif self.tokens is None:
-            self.tokens = ReservingBucket(per_minute(limits.tokens_per_minute), now_ns)
-        elif limits.tokens_per_minute != self.limits.tokens_per_minute:
-            self.tokens.change_rate(per_minute(limits.tokens_per_minute), now_ns)
-        self.limits = limits
+    def configure(
+        self,
+        key: ApiKey | None,
+        policy: Policy,
+        user: Scope,
+        everybody: Scope,
+        max_response_tokens: int | None,
+        now_ns: int,
+    ) -> None:
+        """Takes the limits of its key; None: the key is gone, and only what it still runs is counted."""
+        rules = key.rules if key is not None else NO_RULES
+        overrides = rules.limits
+        limits = UNLIMITED if key is None else overrides.over(policy.key_limits)
+        self.apply(limits, key.quota if key else None, key.quota_period if key else None, now_ns)
+        self.key, self.policy, self.user = key, policy, user
+        own = overrides.max_response_tokens
+        self._max_response_tokens = max_response_tokens if own is DEFAULT else own
+        self._configure_models(rules, now_ns)
+        self.path = _path((self, user, everybody), self._max_response_tokens)
 
-    def refusal(self, key: ApiKey, prompt_tokens: int, wanted_tokens: int, now_ns: int) -> Refusal | None:
-        """The limit that stands in the way longest, so that a client that waits as told passes all of them."""
-        refusals = []
-        if key.quota is not None and (refusal := self._over_quota(key.quota, prompt_tokens)):
-            if refusal.retry_after_ns is None:
-                return refusal
-            refusals.append(refusal)
-        if self.requests is not None and (wait_ns := self.requests.wait_ns(1, now_ns)):
-            refusals.append(
-                _limited(
-                    "requests_per_second",
-                    f"The limit of {self.limits.qps:g} requests per second of this API key is reached.",
-                    wait_ns,
-                )
+    def _configure_models(self, rules: KeyRules, now_ns: int) -> None:
+        before = self._model_scopes or {}
+        if not rules.model_limits:
+            self._model_scopes = self._paths = self._model_patterns = None
+            return
+        self._model_patterns = patterns_of(tuple(pattern for pattern, _ in rules.model_limits))
+        self._model_scopes, self._paths = {}, {}
+        for pattern, overrides in rules.model_limits:
+            scope = (
+                before[pattern][0]
+                if pattern in before
+                else Scope(f"model:{pattern}", f"of this API key for {pattern!r}")
             )
-        if self.limits.concurrent is not None and self.running >= self.limits.concurrent:
-            refusals.append(
-                _limited(
-                    "concurrency",
-                    f"The limit of {self.limits.concurrent} concurrent requests of this API key is reached: "
-                    f"{self.running} are running.",
-                    RETRY_WHEN_ONE_ENDS_NS,
-                )
+            scope.apply(overrides.over(UNLIMITED), None, None, now_ns)
+            self._model_scopes[pattern] = scope, overrides
+
+    def path_for(self, model: str) -> Path:
+        if self._model_scopes is None:
+            return self.path
+        assert self._model_patterns is not None and self._paths is not None
+        # A request that names no model gets one that the engine chooses: it counts for all of them.
+        pattern = self._model_patterns.match(model) if model else ""
+        if pattern is None:
+            return self.path
+        if (path := self._paths.get(pattern)) is None:
+            rows = [self._model_scopes[pattern]] if pattern else list(self._model_scopes.values())
+            caps = [self._max_response_tokens, *(limits.max_response_tokens for _, limits in rows)]
+            path = self._paths[pattern] = _path(
+                (*self.path.scopes, *(scope for scope, _ in rows)),
+                min((cap for cap in caps if type(cap) is int), default=None),
             )
-        if self.tokens is not None:
-            needed = min(wanted_tokens, self.tokens.rate.burst)
-            if wait_ns := self.tokens.wait_ns(needed, now_ns):
-                refusals.append(
-                    _limited(
-                        "tokens_per_minute",
-                        f"The limit of {self.limits.tokens_per_minute} tokens per minute of this API key is reached: "
-                        f"this request reserves {needed}, {self.tokens.state(now_ns).remaining} are left now.",
-                        wait_ns,
-                    )
-                )
-        return max(refusals, key=lambda refusal: refusal.retry_after_ns or 0) if refusals else None
+        return path
 
-    def _over_quota(self, quota: int, prompt_tokens: int) -> Refusal | None:
-        """A small rest may still be used: a request needs room for its prompt, and reserves at most what is left.
-        Reservations together never exceed the quota."""
-        left = quota - self.balance.charged_tokens
-        needed = max(1, prompt_tokens)
-        if left < needed:
-            return Refusal(
-                QuotaExceeded.reason,
-                f"The quota of {quota} tokens of this API key is used up: {self.balance.charged_tokens} are used, this "
-                f"request needs at least {needed}.",
-                "quota",
-            )
-        if left - self.reserved_tokens < needed:
-            return Refusal(
-                QuotaExceeded.reason,
-                f"The quota of {quota} tokens of this API key has no room now: {self.balance.charged_tokens} are used "
-                f"and {self.reserved_tokens} reserved by {self.running} running requests, this one needs at least "
-                f"{needed}.",
-                "quota",
-                RETRY_WHEN_ONE_ENDS_NS,
-            )
-        return None
-
-    def take(self, key: ApiKey, wanted_tokens: int, now_ns: int) -> tuple[int, Reservation | None]:
-        """Counts an admitted request; returns the tokens reserved of the quota, and of the tokens per minute."""
-        reserved = wanted_tokens
-        if key.quota is not None:
-            reserved = min(reserved, key.quota - self.balance.charged_tokens - self.reserved_tokens)
-        self.running += 1
-        self.reserved_tokens += reserved
-        if self.requests is not None:
-            self.requests.add(1, now_ns)
-        if self.tokens is None:
-            return reserved, None
-        return reserved, self.tokens.reserve(min(wanted_tokens, self.tokens.rate.burst), now_ns)
-
-    def release(self, reserved_tokens: int, reservation: Reservation | None, used_tokens: int, now_ns: int) -> None:
-        """Ends an open lease: its slot is free, its tokens per minute are put right."""
-        self.running -= 1
-        self.reserved_tokens -= reserved_tokens
-        if reservation is not None:
-            reservation.settle(used_tokens, now_ns)
-
-    def spend_again(self, tokens: int, at_ns: int, *, still_open: bool) -> Reservation | None:
-        """Counts tokens per minute of before a restart; call in the order of time. What a request holds that is still
-        open can be put right later."""
-        bucket = self.tokens
-        if bucket is None:
-            return None
-        # A meter that was made just now had nothing to leak: it begins where its first event lies.
-        if not bucket.level:
-            bucket.stamp_ns = at_ns
-        if still_open:
-            return bucket.reserve(min(tokens, bucket.rate.burst), at_ns)
-        bucket.add(tokens, at_ns)
-        return None
-
-    def charge(self, used: Usage, charged: int, requests: int, at_ms: int) -> None:
+    def charge_usage(self, used: Usage, charged: int, requests: int, calendar: Calendar) -> None:
         """Adds to what the key has used. Differences may be negative."""
         balance = self.balance
         balance.prompt_tokens += used.prompt
@@ -155,13 +140,9 @@ class Account:
         balance.completion_tokens += used.completion
         balance.requests += requests
         balance.charged_tokens += charged
-        balance.last_used_ms = at_ms
-
-    def quota_remaining(self, key: ApiKey) -> int | None:
-        return None if key.quota is None else key.quota - self.balance.charged_tokens - self.reserved_tokens
+        balance.last_used_ms = calendar.now_ms
+        self.charge(charged, calendar)
 
 
-def _limited(limit_name: str, message: str, wait_ns: int) -> Refusal:
-    # Rounded up: whoever waits for as long as the sentence says, passes.
-    hundredths = -(-wait_ns * 100 // NS_PER_SECOND)
-    return Refusal(RateLimited.reason, f"{message} Try again in {hundredths / 100:g} s.", limit_name, wait_ns)
+def _path(scopes: tuple[Scope, ...], max_response_tokens: int | None) -> Path:
+    return Path(scopes, tuple(scope for scope in scopes if scope.is_limited), max_response_tokens)

@@ -25,7 +25,16 @@ class ClosedLeases:
 
     def add(self, lease: Lease, by: Settlement, charged: int, now_ns: int) -> None:
         self._leases[lease.lease_id] = ClosedLease(
-            lease.account, lease.user, lease.request_id, by.attempt, by.source, by.usage, charged, now_ns
+            lease.account,
+            lease.user,
+            lease.request_id,
+            lease.opened_at_ms,
+            by.attempt,
+            by.source,
+            by.usage,
+            charged,
+            now_ns,
+            lease.scopes,
         )
 
     def restore(self, entries: Iterable[LedgerEntry], now_ns: int, now_ms: int) -> None:
@@ -43,6 +52,7 @@ class ClosedLeases:
                 entry.account,
                 entry.user,
                 entry.request_id,
+                entry.opened_at_ms,
                 entry.attempt,
                 Source(entry.source),
                 usage,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_proxy.auth.limiter import NS_PER_SECOND
-from vllm_proxy.auth.limits import Limits
+from vllm_proxy.auth.policy import Policy
 from vllm_proxy.common.settings import ConfigError, Settings
 
 _SQLITE = "sqlite:"
@@ -30,8 +31,11 @@ class AuthConfig:
     api_keys_file: Path
     store_path: Path
     full_sync: bool
-    limits: Limits
+    policy: Policy
     default_response_tokens: int
+    #: Of keys that do not say otherwise; None: unlimited.
+    max_response_tokens: int | None
+    priority_classes: Mapping[str, int]
     lease_ttl_ns: int
     settle_grace_ns: int
     #: What a cached prompt token is charged, in millionths of a token.
@@ -64,8 +68,10 @@ class AuthConfig:
                 outage_buffer=auth.store_outage_buffer,
             ),
             full_sync=auth.synchronous == "full",
-            limits=Limits.from_settings(settings.rate_limit),
+            policy=Policy.from_settings(settings),
             default_response_tokens=auth.default_response_tokens,
+            max_response_tokens=auth.max_response_tokens,
+            priority_classes=auth.priority_classes,
             lease_ttl_ns=round(auth.lease_ttl_s * NS_PER_SECOND),
             settle_grace_ns=round(auth.settle_grace_s * NS_PER_SECOND),
             cached_weight_ppm=round(auth.cached_token_weight * 1_000_000),

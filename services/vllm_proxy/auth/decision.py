@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vllm_proxy.auth.account import Refusal
 from vllm_proxy.auth.lease import Operation
 from vllm_proxy.auth.limiter import LimitState
+from vllm_proxy.auth.prompt_estimate import Script
+from vllm_proxy.auth.refusal import Refusal
 from vllm_proxy.auth.store import LeaseOpened, Record
 
 
@@ -19,10 +20,14 @@ class Ask:
     owner_id: str = ""
     request_id: str = ""
     model: str = ""
+    #: What is known of the prompt: token ids that were counted, and media.
     prompt_tokens: int = 0
     response_tokens: int | None = None
     choices: int = 1
     client_is_local: bool = False
+    #: The prompt's text, whose tokens are estimated.
+    prompt_bytes: int = 0
+    prompt_script: Script = Script.UNSPECIFIED
 
 
 @dataclass(slots=True)
@@ -37,6 +42,11 @@ class Decision:
     requests: LimitState | None = None
     tokens: LimitState | None = None
     quota_remaining: int | None = None
+    #: Tokens of one answer; None: unlimited.
+    max_response_tokens: int | None = None
+    priority: int = 0
+    #: Of a READ: patterns over the models that the key may use; None: all.
+    models: tuple[str, ...] | None = None
     record: LeaseOpened | None = None
 
 

@@ -13,6 +13,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vllm_proxy.auth.limiter import Reservation
+from vllm_proxy.auth.prompt_estimate import Script
+from vllm_proxy.auth.scope import Scope
 
 
 class Operation(IntEnum):
@@ -85,10 +87,16 @@ class Lease:
     opened_at_ms: int
     user: str
     expires_ns: int
-    #: What it holds of the tokens per minute. None: unlimited when it was opened.
-    reservation: Reservation | None = None
+    #: What counts it: its key's scope, its user's, and so on.
+    scopes: tuple[Scope, ...] = ()
+    #: What it holds of their tokens per minute.
+    reservations: tuple[Reservation, ...] = ()
     #: A host's count that waits for the owner's word.
     report: Settlement | None = None
+    #: The text that the prompt was estimated from; 0 bytes: it was not.
+    prompt_bytes: int = 0
+    prompt_script: Script = Script.UNSPECIFIED
+    prompt_estimate: int = 0
 
 
 @dataclass(slots=True)
@@ -98,8 +106,11 @@ class ClosedLease:
     account: bytes
     user: str
     request_id: str
+    opened_at_ms: int
     attempt: int
     source: Source
     usage: Usage
     charged: int
     closed_ns: int
+    #: Empty if it closed before this process started.
+    scopes: tuple[Scope, ...] = ()

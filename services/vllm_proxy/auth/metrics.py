@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _COMMIT_BUCKETS_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0)
+
+_ESTIMATE_BUCKETS = (-0.75, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 3.0)
 
 
 class AuthMetrics(Collector):
@@ -21,7 +25,11 @@ class AuthMetrics(Collector):
         self.admissions: Tally[tuple[str, str]] = Tally({("admitted", ""): 0})
         self.settlements: Tally[str] = Tally(settled=0, lapsed=0, corrected=0)
         self.prompt_tokens = 0
+        self.cached_tokens = 0
         self.completion_tokens = 0
+        # Estimated prompts by how far they were off, and the sum of that.
+        self._estimates = [0] * (len(_ESTIMATE_BUCKETS) + 1)
+        self._estimate_errors = 0.0
         self.leases = Gauge("vllm_proxy_auth_open_leases", "Leases that are open.", registry=registry)
         self.keys = Gauge("vllm_proxy_auth_keys", "Keys in force.", registry=registry)
         self.sessions = Gauge("vllm_proxy_auth_sessions", "Sessions that are open.", registry=registry)
@@ -48,7 +56,13 @@ class AuthMetrics(Collector):
         )
         registry.register(self)
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def count_estimate(self, estimated: int, counted: int) -> None:
+        """A prompt's tokens as they were estimated and as the engine counted them."""
+        error = (estimated - counted) / counted
+        self._estimates[bisect_left(_ESTIMATE_BUCKETS, error)] += 1
+        self._estimate_errors += error
+
+    def collect(self) -> Iterator[Metric]:
         """For the registry, in whatever thread scrapes it."""
         admissions = CounterMetricFamily(
             "vllm_proxy_auth_admissions_total", "Admissions that were decided.", labels=("result", "limit")
@@ -66,5 +80,17 @@ class AuthMetrics(Collector):
             "vllm_proxy_auth_tokens_total", "Tokens that were charged first time.", labels=("kind",)
         )
         tokens.add_metric(("prompt",), self.prompt_tokens)
+        tokens.add_metric(("cached",), self.cached_tokens)
         tokens.add_metric(("completion",), self.completion_tokens)
         yield tokens
+        yield self._estimate_histogram()
+
+    def _estimate_histogram(self) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(
+            "vllm_proxy_auth_prompt_estimate_error_ratio",
+            "Estimated prompt tokens over counted ones, less one: 0 is exact, -0.5 half, 1 twice as many.",
+        )
+        counts = list(itertools.accumulate(self._estimates))
+        bounds = [*(f"{bound:g}" for bound in _ESTIMATE_BUCKETS), "+Inf"]
+        family.add_metric((), list(zip(bounds, counts, strict=True)), self._estimate_errors)
+        return family

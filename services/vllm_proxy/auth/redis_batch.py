@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_proxy.auth.quota_period import period_start_ms
+from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.store import (
     AuditEntry,
     AuditForgotten,
@@ -186,8 +186,8 @@ _SUMS = {"balances": (5, 0), "users": (5, 0), "hours": (5, 0), "day": (1, _KEEP_
 @functools.lru_cache(maxsize=64)
 def period_names(hour: int) -> tuple[str, str]:
     """The hashes of the day and of the month that an hour belongs to."""
-    at_ms = hour * MS_PER_HOUR
-    return f"day:{period_start_ms('day', at_ms)}", f"month:{period_start_ms('month', at_ms)}"
+    calendar = Calendar(hour * MS_PER_HOUR)
+    return f"day:{calendar.day_start_ms}", f"month:{calendar.month_start_ms}"
 
 
 def _text(content: bytes | str) -> Any:

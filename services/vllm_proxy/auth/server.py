@@ -15,9 +15,9 @@ from vllm_proxy.auth.config import AuthConfig
 from vllm_proxy.auth.key_entry import parse_entry
 from vllm_proxy.auth.keys import ApiKey, KeyRing, KeySource, key_id_of
 from vllm_proxy.auth.keys_file import UnreadableKeysFile, create_if_missing, load_keys, warn_about_keys
-from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.metrics import AuthMetrics
-from vllm_proxy.auth.quota_period import period_start_ms
+from vllm_proxy.auth.policy import Policy
+from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
 from vllm_proxy.auth.sqlite_store import SqliteStore
 from vllm_proxy.auth.store import KeyStored, Store
@@ -66,7 +66,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         stack.push_async_callback(cancel_all, tasks)
 
         def apply(settings: Settings) -> None:
-            admission.use_limits(Limits.from_settings(settings.rate_limit))
+            admission.use_policy(Policy.from_settings(settings))
 
         spawn(tasks, watch_settings(loaded.path, apply), "auth-config-watch")
         ticking = spawn(tasks, _tick(admission, store), "auth-tick")
@@ -104,9 +104,9 @@ async def _opened(config: AuthConfig, metrics: AuthMetrics, clock: Clock, stop: 
 
 def _since(config: AuthConfig, clock: Clock) -> tuple[int, int, int]:
     """What `Store.load` wants to know."""
-    now_ms = clock.unix_ms()
+    today = Calendar(clock.unix_ms())
     grace_ms = config.settle_grace_ns // 1_000_000
-    return now_ms - grace_ms, period_start_ms("day", now_ms), period_start_ms("month", now_ms)
+    return today.now_ms - grace_ms, today.day_start_ms, today.month_start_ms
 
 
 def restored(config: AuthConfig, declared: list[ApiKey], metrics: AuthMetrics, clock: Clock, store: Store) -> Admission:

@@ -61,7 +61,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
         return admit_response(request.seq, decision)
 
     async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:
-        verdict = self._admission.settle(settlement_of(request))
+        verdict = self._admission.book.settle(settlement_of(request))
         await self._durable(verdict.records)
         return pb.SettleResponse(seq=request.seq, applied=verdict.applied)
 

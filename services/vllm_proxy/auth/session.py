@@ -68,7 +68,7 @@ class Session:
             writing.cancel()
             await asyncio.gather(self._reading, writing, return_exceptions=True)
             if self._owner_id:
-                self._admission.owner_disconnected(self._owner_id)
+                self._admission.book.owner_disconnected(self._owner_id)
 
     async def _read(self) -> None:
         first = await self._context.read()
@@ -77,7 +77,7 @@ class Session:
         if not first.hello.owner_id:
             raise InvalidRequest("The first message of a session must say hello with an owner_id.")
         self._owner_id = first.hello.owner_id
-        self._admission.owner_connected(self._owner_id)
+        self._admission.book.owner_connected(self._owner_id)
         self._decide(first)
         while (message := await self._context.read()) is not grpc.aio.EOF:
             self._decide(message)
@@ -88,7 +88,7 @@ class Session:
     def _decide(self, message: pb.SessionRequest) -> None:
         admission, owner_id = self._admission, self._owner_id
         if message.renew_lease_ids:
-            admission.renew(owner_id, message.renew_lease_ids)
+            admission.book.renew(owner_id, message.renew_lease_ids)
         records: list[Record] = []
         admits: list[pb.AdmitResponse] = []
         settles: list[pb.SettleResponse] = []
@@ -97,7 +97,7 @@ class Session:
             if not settle.lease_id:
                 settles.append(pb.SettleResponse(seq=settle.seq, applied=False))
                 continue
-            verdict = admission.settle(settlement_of(settle))
+            verdict = admission.book.settle(settlement_of(settle))
             records += verdict.records
             settles.append(pb.SettleResponse(seq=settle.seq, applied=verdict.applied))
         for admit in message.admits:

@@ -39,6 +39,7 @@ ALTER TABLE leases ADD COLUMN user TEXT NOT NULL DEFAULT '';
 ALTER TABLE leases ADD COLUMN report_base_model TEXT NOT NULL DEFAULT '';
 ALTER TABLE ledger ADD COLUMN charged_tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE ledger ADD COLUMN base_model TEXT NOT NULL DEFAULT '';
+ALTER TABLE ledger ADD COLUMN opened_at_ms INTEGER NOT NULL DEFAULT 0;
 UPDATE ledger SET charged_tokens = prompt_tokens + completion_tokens;
 ALTER TABLE balances ADD COLUMN charged_tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE balances ADD COLUMN last_used_ms INTEGER NOT NULL DEFAULT 0;

@@ -32,7 +32,7 @@ _REPORT = (
 )
 _ENTRY = (
     "lease_id, account, user, request_id, model, host, attempt, source, outcome, prompt_tokens, cached_tokens, "
-    "completion_tokens, requests, closes, settled_at_ms, charged_tokens, base_model"
+    "completion_tokens, requests, closes, settled_at_ms, charged_tokens, base_model, opened_at_ms"
 )
 AUDIT = "at_ms, actor_key_id, actor_user, action, target, outcome, detail, source_address, request_id"
 _BALANCE = "prompt_tokens, cached_tokens, completion_tokens, requests, charged_tokens, last_used_ms"
@@ -46,7 +46,7 @@ def _values(count: int) -> str:
 _STATEMENTS: dict[type, str] = {
     LeaseOpened: f"INSERT INTO leases ({_LEASE}) VALUES ({_values(8)})",
     LeaseReported: f"UPDATE leases SET ({_REPORT}) = (?2,?3,?4,?5,?6,?7,?8,?9) WHERE lease_id = ?1",
-    LedgerEntry: f"INSERT INTO ledger ({_ENTRY}) VALUES ({_values(17)})",
+    LedgerEntry: f"INSERT INTO ledger ({_ENTRY}) VALUES ({_values(18)})",
     AuditEntry: f"INSERT INTO audit ({AUDIT}) VALUES ({_values(9)})",
     AuditForgotten: "DELETE FROM audit WHERE at_ms < ?",
     RatioLearned: f"INSERT OR REPLACE INTO prompt_ratios (model, script, tokens, size_bytes) VALUES ({_values(4)})",

@@ -60,6 +60,8 @@ class LedgerEntry(NamedTuple):
     charged_tokens: int
     #: The base behind `model`, or `model` itself; empty if it is not known.
     base_model: str = ""
+    #: When the request was admitted; 0: an older version wrote the row.
+    opened_at_ms: int = 0
 
 
 class KeyStored(NamedTuple):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
-from vllm_proxy.auth.account import Refusal
 from vllm_proxy.auth.decision import Ask, Decision
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import LimitState
+from vllm_proxy.auth.prompt_estimate import Script
+from vllm_proxy.auth.refusal import Refusal
 from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
 
 #: Text that comes from clients is cut to so many characters before it is kept or logged.
@@ -21,6 +22,7 @@ _RETRY_AFTER_NS = 1_000_000_000
 
 _OPERATIONS = {int(operation): operation for operation in Operation}
 _SOURCES = {int(source): source for source in Source} | {0: Source.EDGE}
+_SCRIPTS = {int(script): script for script in Script}
 _OUTCOMES = {int(outcome): outcome for outcome in Outcome}
 
 
@@ -36,6 +38,8 @@ def ask_of(request: pb.AdmitRequest, owner_id: str) -> Ask:
         request.response_tokens if request.HasField("response_tokens") else None,
         request.choices,
         request.client_is_local,
+        request.prompt_bytes,
+        _SCRIPTS.get(request.prompt_script, Script.UNSPECIFIED),
     )
 
 
@@ -56,6 +60,8 @@ def admit_response(seq: int, decision: Decision) -> pb.AdmitResponse:
         response.reason = refusal.reason
         response.limit_name = refusal.limit_name
         response.message = refusal.message
+        if refusal.scope is not None:
+            response.limit_scope = refusal.scope.name
         if refusal.retry_after_ns is not None:
             response.retry_after_ms = _milliseconds(refusal.retry_after_ns)
     if decision.requests is not None:
@@ -64,6 +70,13 @@ def admit_response(seq: int, decision: Decision) -> pb.AdmitResponse:
         _fill(response.tokens, decision.tokens)
     if decision.quota_remaining is not None:
         response.quota_remaining = decision.quota_remaining
+    if decision.max_response_tokens is not None:
+        response.max_response_tokens = min(_MAX_UINT32, decision.max_response_tokens)
+    if decision.priority:
+        response.priority = decision.priority
+    if decision.models is not None:
+        response.models.SetInParent()
+        response.models.patterns.extend(decision.models)
     return response
 
 

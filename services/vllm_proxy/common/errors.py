@@ -5,11 +5,14 @@
     │   ├── RequestTooLarge
     │   ├── HeadersTooLarge
     │   ├── BodyTooSlow
+    │   ├── TooManyResponseTokens   more than the key may ask for in one answer
     │   ├── UnprocessableRequest    a body or parameter that does not fit its route's schema
     │   └── InvalidAdapter
     ├── InvalidApiKey           missing, unknown
-    │   └── KeyDisabled
+    │   ├── KeyDisabled
+    │   └── KeyExpired
     ├── PermissionDenied        a good key that may not do this
+    │   └── ModelNotAllowed
     ├── NotFound
     │   ├── ModelNotFound
     │   ├── AdapterNotFound
@@ -52,6 +55,8 @@ class ServiceError(Exception):
     openai_type: ClassVar[str] = "internal_error"
     #: OpenAI's `error.code`, unless metadata has one.
     openai_code: ClassVar[str | None] = None
+    #: OpenAI's `error.param`, unless metadata has one: the field that is wrong.
+    openai_param: ClassVar[str | None] = None
     default_message: ClassVar[str] = "The service met an unexpected fault."
 
     def __init__(
@@ -96,6 +101,13 @@ class BodyTooSlow(InvalidRequest):
     default_message = "The request body did not arrive in time."
 
 
+class TooManyResponseTokens(InvalidRequest):
+    reason = "TOO_MANY_RESPONSE_TOKENS"
+    openai_code = "max_response_tokens"
+    openai_param = "max_tokens"
+    default_message = "This API key may not ask for so many tokens in one answer."
+
+
 class UnprocessableRequest(InvalidRequest):
     reason = "UNPROCESSABLE_REQUEST"
     http_status = 422
@@ -123,6 +135,12 @@ class KeyDisabled(InvalidApiKey):
     default_message = "This API key is disabled."
 
 
+class KeyExpired(InvalidApiKey):
+    reason = "KEY_EXPIRED"
+    openai_code = "key_expired"
+    default_message = "This API key has expired."
+
+
 class PermissionDenied(ServiceError):
     reason = "PERMISSION_DENIED"
     grpc_code = grpc.StatusCode.PERMISSION_DENIED
@@ -130,6 +148,13 @@ class PermissionDenied(ServiceError):
     openai_type = "permission_error"
     openai_code = "permission_denied"
     default_message = "This API key may not do that."
+
+
+class ModelNotAllowed(PermissionDenied):
+    reason = "MODEL_NOT_ALLOWED"
+    openai_code = "model_not_allowed"
+    openai_param = "model"
+    default_message = "This API key may not use that model."
 
 
 class NotFound(ServiceError):

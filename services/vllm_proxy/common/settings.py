@@ -49,11 +49,26 @@ class Section(BaseModel):
 
 class RateLimit(Section):
     qps: Annotated[float, Field(gt=0)] | None = None
-    """Requests per second of each key; null: unlimited."""
+    """Requests per second; null: unlimited."""
     concurrent: PositiveInt | None = None
-    """Requests of each key that run at once; null: unlimited."""
+    """Requests that run at once; null: unlimited."""
     tokens_per_minute: PositiveInt | None = None
-    """Prompt and response tokens per minute of each key; null: unlimited."""
+    """Prompt and response tokens per minute; null: unlimited."""
+
+
+class UserLimit(Section):
+    """What one user may do with all keys together; a limit that is left out is user_rate_limit's."""
+
+    qps: Annotated[float, Field(gt=0)] | None = None
+    """Requests per second; null: unlimited."""
+    concurrent: PositiveInt | None = None
+    """Requests that run at once; null: unlimited."""
+    tokens_per_minute: PositiveInt | None = None
+    """Prompt and response tokens per minute; null: unlimited."""
+    quota: Annotated[int, Field(ge=0)] | None = None
+    """Tokens in total, or in each quota_period; null: unlimited."""
+    quota_period: Literal["day", "month"] | None = None
+    """The calendar period (UTC) after which the quota is whole again; null: never."""
 
 
 class LoraPreload(Section):
@@ -228,6 +243,10 @@ class Auth(Section):
     """Records (two a request) that fail_open keeps in memory; beyond it nothing is admitted."""
     default_response_tokens: PositiveInt = 1024
     """Response tokens to reserve when a request does not say max_tokens."""
+    max_response_tokens: PositiveInt | None = None
+    """Tokens of one answer that a key may ask for, unless the key says otherwise; null: unlimited."""
+    priority_classes: dict[str, Annotated[int, Field(ge=-1000, le=1000)]] = {"high": -10, "normal": 0, "low": 10}
+    """Classes that a key's `priority` may name; a lower number goes first. Must have `normal`, the default."""
     lease_ttl_s: PositiveSeconds = 30
     """A lease that nobody renews for so long lapses."""
     settle_grace_s: PositiveSeconds = 300
@@ -239,6 +258,13 @@ class Auth(Section):
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 5
+
+    @field_validator("priority_classes")
+    @classmethod
+    def _has_normal(cls, value: dict[str, int]) -> dict[str, int]:
+        if "normal" not in value:
+            raise ValueError("must have the class normal, which keys without a priority are in")
+        return value
 
 
 class Router(Section):
@@ -336,6 +362,13 @@ class Settings(Section):
     """Edge worker processes."""
     api_keys_file: Path = Path("config/api_keys.json")
     rate_limit: RateLimit = RateLimit()
+    """Limits of each key."""
+    user_rate_limit: RateLimit = RateLimit()
+    """Limits that all keys of one user share."""
+    users: dict[str, UserLimit] = {}
+    """Users whose limits are others, by name."""
+    global_rate_limit: RateLimit = RateLimit()
+    """Limits that everybody shares."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_backend_mapping: dict[str, Literal["vllm", "sglang", "sim"]] = {}
     """Model name -> engine kind. Empty: models are found on the engines that are up."""

@@ -23,7 +23,7 @@ def error_object(error: ServiceError) -> dict[str, Any]:
         "error": {
             "message": error.message,
             "type": error.openai_type,
-            "param": error.metadata.get("param"),
+            "param": error.metadata.get("param", error.openai_param),
             "code": error.metadata.get("limit", error.openai_code),
         }
     }

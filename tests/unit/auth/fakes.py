@@ -18,6 +18,8 @@ from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import NS_PER_SECOND
 from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.policy import Policy
+from vllm_proxy.auth.scope import UNLIMITED
 from vllm_proxy.auth.store import Record, StoredState, UsageQuery, UsageRow
 
 TTL_S = 30
@@ -27,8 +29,10 @@ CONFIG = AuthConfig(
     api_keys_file=Path("api_keys.json"),
     store_path=Path("auth.db"),
     full_sync=False,
-    limits=Limits(),
+    policy=Policy(),
     default_response_tokens=1024,
+    max_response_tokens=None,
+    priority_classes={"high": -10, "normal": 0, "low": 10},
     lease_ttl_ns=TTL_S * NS_PER_SECOND,
     settle_grace_ns=GRACE_S * NS_PER_SECOND,
     cached_weight_ppm=1_000_000,
@@ -92,12 +96,14 @@ class MemoryStore:
 class Desk:
     """An admission with a few keys, and short ways to ask it."""
 
-    def __init__(self, *keys: ApiKey, limits: Limits = Limits(), config: AuthConfig = CONFIG) -> None:  # noqa: B008
+    def __init__(
+        self, *keys: ApiKey, limits: Limits = UNLIMITED, policy: Policy | None = None, config: AuthConfig = CONFIG
+    ) -> None:
         self.clock = FakeClock()
         self.metrics = AuthMetrics(CollectorRegistry())
         self.key = keys[0] if keys else api_key("alice")
         self.ring = KeyRing(keys or [self.key])
-        self.config = replace(config, limits=limits)
+        self.config = replace(config, policy=policy or Policy(limits))
         self.admission = Admission(self.config, self.ring, self.metrics, self.clock)
 
     def admit(
@@ -110,9 +116,14 @@ class Desk:
         owner: str = "edge-1",
         operation: Operation = Operation.INFERENCE,
         local: bool = False,
+        model: str = "m",
     ) -> Decision:
         digest = (key or self.key).digest
-        return self.admission.admit(Ask(digest, operation, owner, "req-1", "m", prompt, response, choices, local))
+        return self.admission.admit(Ask(digest, operation, owner, "req-1", model, prompt, response, choices, local))
+
+    def limit(self, limits: Limits) -> None:
+        """Changes the limits of each key."""
+        self.admission.use_policy(Policy(limits))
 
     def opened(self, key: ApiKey | None = None, **wishes: object) -> str:
         decision = self.admit(key, **wishes)  # type: ignore[arg-type]
@@ -123,7 +134,7 @@ class Desk:
         self, lease_id: str, prompt: int = 10, completion: int = 5, *, source: Source = Source.EDGE, attempt: int = 1
     ) -> Verdict:
         usage = Usage(prompt, 0, completion)
-        return self.admission.settle(Settlement(lease_id, attempt, source, Outcome.FINISHED, usage, "m", "h"))
+        return self.admission.book.settle(Settlement(lease_id, attempt, source, Outcome.FINISHED, usage, "m", "h"))
 
     def account(self, key: ApiKey | None = None):
         return self.admission.account_of(key or self.key)

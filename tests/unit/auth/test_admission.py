@@ -30,7 +30,7 @@ def test_an_unknown_key_is_refused_without_a_trace() -> None:
     desk = Desk()
     decision = desk.admit(api_key("stranger"))
     assert decision.refusal is not None and decision.refusal.reason == "INVALID_API_KEY"
-    assert decision.record is None and not desk.admission._accounts
+    assert decision.record is None and not desk.admission._accounts._accounts
 
 
 def test_a_hash_of_the_wrong_length_is_an_unknown_key() -> None:
@@ -194,14 +194,14 @@ def test_of_several_limits_the_longest_wait_is_told() -> None:
 def test_limits_change_while_requests_run() -> None:
     desk = Desk()
     leases = [desk.opened() for _ in range(3)]
-    desk.admission.use_limits(Limits(concurrent=3, qps=1, tokens_per_minute=1000))
+    desk.limit(Limits(concurrent=3, qps=1, tokens_per_minute=1000))
     refusal = desk.admit().refusal
     assert refusal is not None and refusal.limit_name == "concurrency"
     desk.settle(leases[0])
     desk.opened()
-    desk.admission.use_limits(Limits())
+    desk.limit(Limits())
     desk.opened()
-    desk.admission.use_limits(Limits(tokens_per_minute=1000))
+    desk.limit(Limits(tokens_per_minute=1000))
     for lease in leases[1:]:
         desk.settle(lease)
     state = desk.admit(prompt=0, response=0).tokens
@@ -304,7 +304,7 @@ def test_an_unknown_lease_is_not_applied() -> None:
 
 def test_a_hosts_count_waits_for_the_connected_owner_and_then_wins() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
     report = desk.settle(lease, 10, 50, source=Source.HOST)
     assert report.applied and isinstance(report.records[0], LeaseReported)
@@ -315,7 +315,7 @@ def test_a_hosts_count_waits_for_the_connected_owner_and_then_wins() -> None:
 
 def test_the_edges_later_try_beats_a_hosts_report_of_an_earlier_one() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
     desk.settle(lease, 10, 50, source=Source.HOST, attempt=1)
     desk.settle(lease, 10, 7, attempt=2)
@@ -324,7 +324,7 @@ def test_the_edges_later_try_beats_a_hosts_report_of_an_earlier_one() -> None:
 
 def test_a_hosts_later_report_replaces_an_earlier_one_not_the_other_way_round() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
     assert desk.settle(lease, 10, 7, source=Source.HOST, attempt=2).applied
     assert not desk.settle(lease, 10, 50, source=Source.HOST, attempt=1).applied
@@ -334,9 +334,9 @@ def test_a_hosts_later_report_replaces_an_earlier_one_not_the_other_way_round() 
 
 def test_a_host_settles_at_once_when_the_owner_is_gone() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
-    desk.admission.owner_disconnected("edge-1")
+    desk.admission.book.owner_disconnected("edge-1")
     desk.clock.advance(2)
     assert desk.admission.tick() == []
     verdict = desk.settle(lease, 10, 50, source=Source.HOST)
@@ -346,10 +346,10 @@ def test_a_host_settles_at_once_when_the_owner_is_gone() -> None:
 
 def test_a_waiting_report_is_taken_once_the_owner_stays_away() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease, other = desk.opened(), desk.opened()
     desk.settle(lease, 10, 50, source=Source.HOST)
-    desk.admission.owner_disconnected("edge-1")
+    desk.admission.book.owner_disconnected("edge-1")
     desk.clock.advance(1.9)
     assert desk.admission.tick() == []
     desk.clock.advance(0.1)
@@ -362,12 +362,12 @@ def test_a_waiting_report_is_taken_once_the_owner_stays_away() -> None:
 
 def test_an_owner_that_reconnects_in_time_keeps_its_word() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
     desk.settle(lease, 10, 50, source=Source.HOST)
-    desk.admission.owner_disconnected("edge-1")
+    desk.admission.book.owner_disconnected("edge-1")
     desk.clock.advance(1.5)
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     desk.clock.advance(10)
     assert desk.admission.tick() == []
     desk.settle(lease, 1, 1, attempt=2)
@@ -376,11 +376,11 @@ def test_an_owner_that_reconnects_in_time_keeps_its_word() -> None:
 
 def test_an_owner_with_two_sessions_is_there_until_the_last_ends() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
     desk.settle(lease, 10, 50, source=Source.HOST)
-    desk.admission.owner_disconnected("edge-1")
+    desk.admission.book.owner_disconnected("edge-1")
     desk.clock.advance(10)
     assert desk.admission.tick() == []
 
@@ -459,7 +459,7 @@ def test_a_lease_that_nobody_renews_lapses_and_costs_nothing() -> None:
 
 def test_a_lease_that_lapses_is_charged_by_its_report() -> None:
     desk = Desk()
-    desk.admission.owner_connected("edge-1")
+    desk.admission.book.owner_connected("edge-1")
     lease = desk.opened()
     desk.settle(lease, 10, 50, source=Source.HOST)
     desk.clock.advance(30)
@@ -473,7 +473,7 @@ def test_renewal_moves_the_expiry_of_the_owners_own_leases() -> None:
     mine, theirs = desk.opened(owner="edge-1"), desk.opened(owner="edge-2")
     for _ in range(400):
         desk.clock.advance(10)
-        desk.admission.renew("edge-1", [mine, theirs, "unknown"])
+        desk.admission.book.renew("edge-1", [mine, theirs, "unknown"])
         desk.admission.tick()
     assert [lease.lease_id for lease, _ in desk.admission.leases()] == [mine]
     ((_, expires_at_ms),) = desk.admission.leases()
@@ -508,8 +508,9 @@ def test_a_restart_goes_on_with_balances_leases_and_recent_settlements() -> None
     assert (account.balance.charged_tokens, account.running, account.reserved_tokens) == (300, 2, 150)
     refusal = desk.admit().refusal
     assert refusal is not None and refusal.limit_name == "concurrency"
-    # 210 tokens leaked away in half a minute at 1000 a minute; 150 came three seconds ago, 50 of them are gone.
-    assert account.tokens is not None and account.tokens.state(desk.clock.ns).remaining == 1000 - 100
+    # 210 tokens leaked away in half a minute at 1000 a minute; 150 came three seconds ago, 50 of them are gone
+    # but for a millisecond, since times are kept in whole ones.
+    assert account.tokens is not None and account.tokens.state(desk.clock.ns).remaining == 1000 - 100 - 1
     assert not desk.settle("done", 0, 5).applied
     assert desk.settle("done", 0, 300, source=Source.HOST, attempt=2).applied
     assert desk.used() == 300 + 90
@@ -528,4 +529,4 @@ def test_debt_of_the_last_minutes_outlives_a_restart() -> None:
     row = LedgerEntry("l", desk.key.digest, "a", "r", "m", "h", 1, 1, 1, 0, 0, 240, 1, True, at_ms, 240)
     desk.admission.restore(StoredState(recent=[row]))
     refusal = desk.admit(prompt=60, response=0).refusal
-    assert refusal is not None and refusal.retry_after_ns == 180 * NS_PER_SECOND
+    assert refusal is not None and 0 <= refusal.retry_after_ns - 180 * NS_PER_SECOND <= 1_000_000

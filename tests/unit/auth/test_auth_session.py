@@ -159,7 +159,7 @@ async def test_a_repeated_settlement_waits_for_the_first_ones_records(service: S
 
 
 async def test_settlements_free_room_for_the_admissions_beside_them(service: Service) -> None:
-    service.desk.admission.use_limits(Limits(concurrent=1))
+    service.desk.limit(Limits(concurrent=1))
     call = await service.session()
     await call.write(pb.SessionRequest(admits=[service.ask(1)]))
     lease = (await call.read()).admits[0].lease_id
@@ -207,7 +207,7 @@ async def test_a_session_that_breaks_leaves_its_owner_absent(service: Service) -
     assert service.desk.used() == 0
     call.cancel()
     async with asyncio.timeout(DEADLINE_S):
-        while "edge-1" in service.desk.admission._sessions:
+        while "edge-1" in service.desk.admission.book.owners._sessions:
             await service.stub.ListLeases(pb.ListLeasesRequest())
     service.desk.clock.advance(2)
     assert service.desk.admission.tick()
@@ -290,7 +290,7 @@ async def test_the_unary_forms(service: Service) -> None:
 
 
 async def test_refusals_carry_the_numbers(service: Service) -> None:
-    service.desk.admission.use_limits(Limits(tokens_per_minute=100))
+    service.desk.limit(Limits(tokens_per_minute=100))
     await service.stub.Admit(service.ask(1))
     refused = await service.stub.Admit(service.ask(2))
     assert (refused.reason, refused.limit_name) == ("RATE_LIMITED", "tokens_per_minute")

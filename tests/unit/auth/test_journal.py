@@ -78,13 +78,13 @@ def test_a_restart_finds_the_same_book(events: list[tuple]) -> None:
             verdict = desk.settle(leases[which % len(leases)], 10, completion, source=source, attempt=attempt)
             records += verdict.records
         elif kind == "connect":
-            desk.admission.owner_connected(what[0])
+            desk.admission.book.owner_connected(what[0])
             sessions[what[0]] += 1
         elif kind == "disconnect" and sessions[what[0]]:
-            desk.admission.owner_disconnected(what[0])
+            desk.admission.book.owner_disconnected(what[0])
             sessions[what[0]] -= 1
         elif kind == "renew":
-            desk.admission.renew(what[0], leases)
+            desk.admission.book.renew(what[0], leases)
         elif kind == "wait":
             desk.clock.advance(what[0])
             records += desk.admission.tick()
@@ -103,7 +103,7 @@ def test_a_restart_finds_the_same_book(events: list[tuple]) -> None:
 
     again = Desk(*KEYS)
     again.clock = desk.clock
-    again.admission._clock = desk.clock
+    again.admission._clock = again.admission.book._clock = desk.clock
     again.admission.restore(stored(records))
     assert book(again) == book(desk)
     # The same late word changes the same in both.

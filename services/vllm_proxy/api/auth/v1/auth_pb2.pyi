@@ -15,6 +15,14 @@ class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPERATION_READ: _ClassVar[Operation]
     OPERATION_ADMIN: _ClassVar[Operation]
 
+class PromptScript(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROMPT_SCRIPT_UNSPECIFIED: _ClassVar[PromptScript]
+    PROMPT_SCRIPT_ASCII: _ClassVar[PromptScript]
+    PROMPT_SCRIPT_WIDE: _ClassVar[PromptScript]
+    PROMPT_SCRIPT_OTHER: _ClassVar[PromptScript]
+    PROMPT_SCRIPT_ESCAPED: _ClassVar[PromptScript]
+
 class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SOURCE_UNSPECIFIED: _ClassVar[Source]
@@ -64,6 +72,11 @@ OPERATION_UNSPECIFIED: Operation
 OPERATION_INFERENCE: Operation
 OPERATION_READ: Operation
 OPERATION_ADMIN: Operation
+PROMPT_SCRIPT_UNSPECIFIED: PromptScript
+PROMPT_SCRIPT_ASCII: PromptScript
+PROMPT_SCRIPT_WIDE: PromptScript
+PROMPT_SCRIPT_OTHER: PromptScript
+PROMPT_SCRIPT_ESCAPED: PromptScript
 SOURCE_UNSPECIFIED: Source
 SOURCE_EDGE: Source
 SOURCE_HOST: Source
@@ -94,16 +107,18 @@ USAGE_GROUP_HOUR: UsageGroup
 USAGE_GROUP_DAY: UsageGroup
 
 class SessionRequest(_message.Message):
-    __slots__ = ("hello", "admits", "settles", "renew_lease_ids")
+    __slots__ = ("hello", "admits", "settles", "renew_lease_ids", "cancel_admit_seqs")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ADMITS_FIELD_NUMBER: _ClassVar[int]
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     RENEW_LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_ADMIT_SEQS_FIELD_NUMBER: _ClassVar[int]
     hello: SessionHello
     admits: _containers.RepeatedCompositeFieldContainer[AdmitRequest]
     settles: _containers.RepeatedCompositeFieldContainer[SettleRequest]
     renew_lease_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, hello: _Optional[_Union[SessionHello, _Mapping]] = ..., admits: _Optional[_Iterable[_Union[AdmitRequest, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleRequest, _Mapping]]] = ..., renew_lease_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    cancel_admit_seqs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, hello: _Optional[_Union[SessionHello, _Mapping]] = ..., admits: _Optional[_Iterable[_Union[AdmitRequest, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleRequest, _Mapping]]] = ..., renew_lease_ids: _Optional[_Iterable[str]] = ..., cancel_admit_seqs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionHello(_message.Message):
     __slots__ = ("owner_id", "source")
@@ -124,7 +139,7 @@ class SessionResponse(_message.Message):
     def __init__(self, admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., lease_ttl_ms: _Optional[int] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id")
+    __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id", "prompt_bytes", "prompt_script")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     API_KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +150,8 @@ class AdmitRequest(_message.Message):
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     CLIENT_IS_LOCAL_FIELD_NUMBER: _ClassVar[int]
     OWNER_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SCRIPT_FIELD_NUMBER: _ClassVar[int]
     seq: int
     api_key_sha256: bytes
     operation: Operation
@@ -145,10 +162,12 @@ class AdmitRequest(_message.Message):
     choices: int
     client_is_local: bool
     owner_id: str
-    def __init__(self, seq: _Optional[int] = ..., api_key_sha256: _Optional[bytes] = ..., operation: _Optional[_Union[Operation, str]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens_estimate: _Optional[int] = ..., response_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., client_is_local: _Optional[bool] = ..., owner_id: _Optional[str] = ...) -> None: ...
+    prompt_bytes: int
+    prompt_script: PromptScript
+    def __init__(self, seq: _Optional[int] = ..., api_key_sha256: _Optional[bytes] = ..., operation: _Optional[_Union[Operation, str]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens_estimate: _Optional[int] = ..., response_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., client_is_local: _Optional[bool] = ..., owner_id: _Optional[str] = ..., prompt_bytes: _Optional[int] = ..., prompt_script: _Optional[_Union[PromptScript, str]] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
-    __slots__ = ("seq", "admitted", "lease_id", "key_id", "user", "reason", "limit_name", "message", "retry_after_ms", "requests", "tokens", "quota_remaining", "reserved_tokens")
+    __slots__ = ("seq", "admitted", "lease_id", "key_id", "user", "reason", "limit_name", "message", "retry_after_ms", "requests", "tokens", "quota_remaining", "reserved_tokens", "limit_scope", "max_response_tokens", "priority", "models")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +181,10 @@ class AdmitResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUOTA_REMAINING_FIELD_NUMBER: _ClassVar[int]
     RESERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     admitted: bool
     lease_id: str
@@ -175,7 +198,17 @@ class AdmitResponse(_message.Message):
     tokens: RateLimitState
     quota_remaining: int
     reserved_tokens: int
-    def __init__(self, seq: _Optional[int] = ..., admitted: _Optional[bool] = ..., lease_id: _Optional[str] = ..., key_id: _Optional[str] = ..., user: _Optional[str] = ..., reason: _Optional[str] = ..., limit_name: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., requests: _Optional[_Union[RateLimitState, _Mapping]] = ..., tokens: _Optional[_Union[RateLimitState, _Mapping]] = ..., quota_remaining: _Optional[int] = ..., reserved_tokens: _Optional[int] = ...) -> None: ...
+    limit_scope: str
+    max_response_tokens: int
+    priority: int
+    models: ModelPatterns
+    def __init__(self, seq: _Optional[int] = ..., admitted: _Optional[bool] = ..., lease_id: _Optional[str] = ..., key_id: _Optional[str] = ..., user: _Optional[str] = ..., reason: _Optional[str] = ..., limit_name: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., requests: _Optional[_Union[RateLimitState, _Mapping]] = ..., tokens: _Optional[_Union[RateLimitState, _Mapping]] = ..., quota_remaining: _Optional[int] = ..., reserved_tokens: _Optional[int] = ..., limit_scope: _Optional[str] = ..., max_response_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., models: _Optional[_Union[ModelPatterns, _Mapping]] = ...) -> None: ...
+
+class ModelPatterns(_message.Message):
+    __slots__ = ("patterns",)
+    PATTERNS_FIELD_NUMBER: _ClassVar[int]
+    patterns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, patterns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RateLimitState(_message.Message):
     __slots__ = ("limit", "remaining", "reset_ms")

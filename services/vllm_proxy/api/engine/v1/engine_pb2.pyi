@@ -47,7 +47,7 @@ class StartFrame(_message.Message):
     def __init__(self, stream_id: _Optional[int] = ..., envelope: _Optional[_Union[RequestEnvelope, _Mapping]] = ..., body: _Optional[bytes] = ..., body_complete: _Optional[bool] = ..., credit_bytes: _Optional[int] = ...) -> None: ...
 
 class RequestEnvelope(_message.Message):
-    __slots__ = ("request_id", "lease_id", "attempt", "method", "path", "query", "headers", "model", "traceparent", "timeout_ms", "key_id")
+    __slots__ = ("request_id", "lease_id", "attempt", "method", "path", "query", "headers", "model", "traceparent", "timeout_ms", "key_id", "priority")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class RequestEnvelope(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     lease_id: str
     attempt: int
@@ -70,7 +71,8 @@ class RequestEnvelope(_message.Message):
     traceparent: str
     timeout_ms: int
     key_id: str
-    def __init__(self, request_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., attempt: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., model: _Optional[str] = ..., traceparent: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., key_id: _Optional[str] = ...) -> None: ...
+    priority: int
+    def __init__(self, request_id: _Optional[str] = ..., lease_id: _Optional[str] = ..., attempt: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[bytes] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., model: _Optional[str] = ..., traceparent: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., key_id: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
     __slots__ = ("name", "value")
