@@ -8,12 +8,12 @@ from vllm_proxy.auth.keys import ApiKey
 from vllm_proxy.auth.lease import Usage
 from vllm_proxy.auth.limiter import LimitState
 from vllm_proxy.auth.limits import DEFAULT, NO_RULES, KeyRules, LimitOverrides
-from vllm_proxy.auth.model_patterns import ModelPatterns, patterns_of
 from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.refusal import Refusal
 from vllm_proxy.auth.scope import UNLIMITED, Scope, longer
 from vllm_proxy.auth.store import Balance
+from vllm_proxy.common.model_patterns import ModelPatterns, patterns_of
 
 
 class Path(NamedTuple):

@@ -21,7 +21,6 @@ from vllm_proxy.auth.lease import Lease, Operation
 from vllm_proxy.auth.lease_book import LeaseBook
 from vllm_proxy.auth.limiter import NS_PER_SECOND
 from vllm_proxy.auth.metrics import AuthMetrics
-from vllm_proxy.auth.model_patterns import patterns_of
 from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.prompt_estimate import PromptEstimates
 from vllm_proxy.auth.quota_period import Calendar
@@ -36,6 +35,7 @@ from vllm_proxy.common.errors import (
     PermissionDenied,
     TooManyResponseTokens,
 )
+from vllm_proxy.common.model_patterns import patterns_of
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,8 @@ def _not_allowed(key: ApiKey, ask: Ask, now_ms: int) -> Refusal | None:
         return Refusal(PermissionDenied.reason, "This needs an API key of the user admin.")
     if ask.operation is Operation.UNSPECIFIED:
         return Refusal(InvalidRequest.reason, "The operation is not set.")
-    if (models := key.rules.models) is not None and ask.operation is Operation.INFERENCE:
+    models = key.rules.models
+    if models is not None and ask.operation is Operation.INFERENCE and not ask.names_no_model:
         if not ask.model:
             # The engine would choose one.
             return Refusal(

@@ -28,6 +28,8 @@ class Ask:
     #: The prompt's text, whose tokens are estimated.
     prompt_bytes: int = 0
     prompt_script: Script = Script.UNSPECIFIED
+    #: Nothing that could name a model.
+    names_no_model: bool = False
 
 
 @dataclass(slots=True)

@@ -40,6 +40,7 @@ def ask_of(request: pb.AdmitRequest, owner_id: str) -> Ask:
         request.client_is_local,
         request.prompt_bytes,
         _SCRIPTS.get(request.prompt_script, Script.UNSPECIFIED),
+        request.names_no_model,
     )
 
 

@@ -53,6 +53,8 @@ class EngineRoute:
     errors: ErrorShape = ErrorShape.OPENAI
     #: Whether the edge answers it without `/v1` as well.
     bare: bool = False
+    #: The fields of the body that limit the tokens of an answer; the engine takes the first that is set.
+    limits: tuple[str, ...] = ()
 
     @property
     def of_response(self) -> bool:
@@ -64,18 +66,27 @@ def _get(path: str, name: str) -> EngineRoute:
     return EngineRoute("GET", path, name, Work.LOOK_UP, ModelIn.NOWHERE)
 
 
-def _post(path: str, name: str, work: Work = Work.GENERATE, model_in: ModelIn = ModelIn.BODY) -> EngineRoute:
-    return EngineRoute("POST", path, name, work, model_in)
+def _post(
+    path: str,
+    name: str,
+    work: Work = Work.GENERATE,
+    model_in: ModelIn = ModelIn.BODY,
+    limits: tuple[str, ...] = (),
+) -> EngineRoute:
+    return EngineRoute("POST", path, name, work, model_in, limits=limits)
+
+
+_CHAT_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 ENGINE_ROUTES = (
-    EngineRoute("POST", "/v1/chat/completions", "chat_completions", bare=True),
-    EngineRoute("POST", "/v1/completions", "completions", bare=True),
-    _post("/v1/chat/completions/batch", "chat_completions_batch"),
-    _post("/v1/responses", "responses"),
+    EngineRoute("POST", "/v1/chat/completions", "chat_completions", bare=True, limits=_CHAT_LIMITS),
+    EngineRoute("POST", "/v1/completions", "completions", bare=True, limits=("max_tokens",)),
+    _post("/v1/chat/completions/batch", "chat_completions_batch", limits=_CHAT_LIMITS),
+    _post("/v1/responses", "responses", limits=("max_output_tokens",)),
     _get("/v1/responses/{response_id}", "stored_response"),
     _post("/v1/responses/{response_id}/cancel", "cancel_response", Work.LOOK_UP, ModelIn.NOWHERE),
-    EngineRoute("POST", "/v1/messages", "messages", errors=ErrorShape.ANTHROPIC),
+    EngineRoute("POST", "/v1/messages", "messages", errors=ErrorShape.ANTHROPIC, limits=("max_tokens",)),
     EngineRoute("POST", "/v1/messages/count_tokens", "count_tokens", Work.LOOK_UP, errors=ErrorShape.ANTHROPIC),
     _post("/v1/embeddings", "embeddings", Work.POOL),
     _post("/v2/embed", "embed", Work.POOL),

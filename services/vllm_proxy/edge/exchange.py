@@ -217,6 +217,7 @@ class Exchange:
         envelope.traceparent = request.traceparent
         envelope.timeout_ms = min(max(1, int(left_s * 1000)), MAX_UINT32)
         envelope.key_id = request.key_id
+        envelope.priority = request.priority
 
     def head(self, status: int, headers: HeaderList) -> None:
         if not (self._writer.started or self._writer.closed):
@@ -420,5 +421,6 @@ class Exchange:
             host=self._session.name if self._session is not None else "",
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
+            cached_tokens=self._cached_tokens,
             attempt=self._attempt,
         )

@@ -43,4 +43,4 @@ def peek_form(body: bytes, content_type: bytes) -> BodyPeek:
     model = None
     if span is not None and span[1] - span[0] <= MAX_MODEL_BYTES:
         model = body[slice(*span)].decode("utf-8", "replace") or None
-    return BodyPeek(model=model, prompt_tokens_estimate=TOKENS_PER_MEDIA)
+    return BodyPeek(model=model, prompt_tokens=TOKENS_PER_MEDIA)

@@ -10,11 +10,13 @@ from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.common.ids import accept_request_id, accept_traceparent
 from vllm_proxy.common.response_ids import tag_of
 from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
+from vllm_proxy.edge.answer_limit import with_limit
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext
 from vllm_proxy.edge.form_body import peek_form
 from vllm_proxy.edge.http_protocol import connection_of
+from vllm_proxy.edge.prompt_script import script_of
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestFacts, log_request
 from vllm_proxy.edge.request_body import BodyPeek, ClientGone, peek, read_body
 from vllm_proxy.edge.response_writer import Message, Receive, Scope, Send
@@ -58,7 +60,8 @@ class InferenceEndpoint:
             return
         except AdmissionRefused as e:
             request.answer_headers += rate_limit_headers(e.answer)
-            await self._refuse(request, send, e.error, limit=e.answer.limit_name)
+            request.limit, request.limit_scope = e.answer.limit_name, e.answer.limit_scope
+            await self._refuse(request, send, e.error)
             return
         except ServiceError as e:
             await self._refuse(request, send, e)
@@ -81,7 +84,7 @@ class InferenceEndpoint:
             exchange.client_left()
 
     async def _admit(self, request: RequestFacts, key: bytes, is_local: bool) -> str:
-        """The lease. Raises AdmissionRefused, AuthUnavailable."""
+        """The lease. Raises AdmissionRefused, AuthUnavailable, InvalidRequest."""
         body = _peek(request)
         request.model = body.model
         if request.route.of_response:
@@ -93,10 +96,13 @@ class InferenceEndpoint:
             operation=auth_pb2.OPERATION_INFERENCE,
             request_id=request.request_id,
             model=body.model or "",
-            prompt_tokens_estimate=body.prompt_tokens_estimate,
+            prompt_tokens_estimate=body.prompt_tokens,
+            prompt_bytes=body.prompt_bytes,
+            prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
             response_tokens=body.response_tokens,
             choices=body.choices,
             client_is_local=is_local,
+            names_no_model=request.route.model_in is ModelIn.NOWHERE,
         )
         asked_at = self._context.clock()
         try:
@@ -107,24 +113,34 @@ class InferenceEndpoint:
         self._context.metrics.admission_s.add(self._context.clock() - asked_at)
         request.key_id, request.user = answer.key_id, answer.user
         request.answer_headers += rate_limit_headers(answer)
+        request.priority, request.reserved_tokens = answer.priority, answer.reserved_tokens
+        if answer.HasField("max_response_tokens") and request.route.limits and not body.response_tokens:
+            try:
+                request.body = with_limit(request.body, request.route.limits[0], answer.max_response_tokens)
+            except ServiceError:
+                self._context.auth.settle(
+                    Settlement(answer.lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, request.model or "")
+                )
+                raise
         return answer.lease_id
 
-    async def _refuse(self, request: RequestFacts, send: Send, error: ServiceError, limit: str = "") -> None:
-        self._finished(request, error.http_status, error.reason, limit)
+    async def _refuse(self, request: RequestFacts, send: Send, error: ServiceError) -> None:
+        self._finished(request, error.http_status, error.reason, error.retry_after_s)
         await send_error(send, error, request.answer_headers, request.route.errors)
 
-    def _finished(self, request: RequestFacts, status: int, reason: str, limit: str = "") -> None:
+    def _finished(self, request: RequestFacts, status: int, reason: str, retry_after_s: float | None = None) -> None:
         """Accounts for a request that never got to a host."""
         model = self._context.model_label(request)
         self._context.metrics.requests[request.route.name, model, status, reason] += 1
-        log_request(request, status, self._context.clock() - request.started_at, reason=reason, limit=limit)
+        duration_s = self._context.clock() - request.started_at
+        log_request(request, status, duration_s, reason=reason, retry_after_s=retry_after_s)
 
 
 def _peek(request: RequestFacts) -> BodyPeek:
     """Raises InvalidRequest."""
     match request.route.model_in:
         case ModelIn.BODY:
-            return peek(request.body, request.route.work)
+            return peek(request.body, request.route.work, request.route.limits)
         case ModelIn.FORM:
             return peek_form(request.body, dict(request.headers).get(b"content-type", b""))
         case ModelIn.NOWHERE:

@@ -36,6 +36,11 @@ class RequestFacts:
     holder_tag: str = ""
     key_id: str = ""
     user: str = ""
+    priority: int = 0
+    reserved_tokens: int = 0
+    #: Which limit refused it, and whose: key, user, global, model:PATTERN.
+    limit: str = ""
+    limit_scope: str = ""
     #: `x-request-id` and `x-ratelimit-*`, on every answer.
     answer_headers: HeaderList = field(default_factory=list)
 
@@ -50,7 +55,8 @@ def log_request(
     host: str = "",
     prompt_tokens: int = 0,
     completion_tokens: int = 0,
-    limit: str = "",
+    cached_tokens: int = 0,
+    retry_after_s: float | None = None,
     attempt: int = 0,
 ) -> None:
     """The canonical line of a request."""
@@ -68,9 +74,13 @@ def log_request(
             "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 2),
             "duration_ms": round(duration_s * 1000, 2),
             "prompt_tokens": prompt_tokens,
+            "cached_tokens": cached_tokens,
             "completion_tokens": completion_tokens,
+            "reserved_tokens": request.reserved_tokens,
             "reason": "" if reason == NO_REASON else reason,
-            "limit": limit,
+            "limit": request.limit,
+            "limit_scope": request.limit_scope,
+            "retry_after_s": retry_after_s,
             "attempt": attempt,
         },
     )

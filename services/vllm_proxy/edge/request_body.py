@@ -18,8 +18,6 @@ from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
 from vllm_proxy.edge.response_writer import Message, Receive
 from vllm_proxy.edge.stepping import Finished, step
 
-#: Rule of thumb of every BPE vocabulary for English prose. A wrong estimate is put right by the settlement.
-BYTES_PER_TOKEN = 4
 #: What an inline image, sound or video is estimated at, instead of its base64 text.
 TOKENS_PER_MEDIA = 1024
 _MEDIA = b";base64,"
@@ -29,6 +27,8 @@ MAX_NUMBER_BYTES = 64
 #: What is read into Python objects at most. Of a larger body only bytes are counted, so that the loop never stalls.
 MAX_BUILT_BYTES = 256 * 1024
 MAX_UINT32 = 2**32 - 1
+#: What limits an answer on one route or another, the newer names first.
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 class ClientGone(Exception):
@@ -44,7 +44,10 @@ class BodyPeek:
     choices: int = 1
     #: All answers together. None: the request sets no limit.
     response_tokens: int | None = None
-    prompt_tokens_estimate: int = 0
+    #: What is known of the prompt: token ids, and TOKENS_PER_MEDIA for each image and the like.
+    prompt_tokens: int = 0
+    #: Its text, as it stands in the JSON.
+    prompt_bytes: int = 0
     #: A stored response that this request goes on from.
     previous_response_id: str | None = None
 
@@ -61,6 +64,7 @@ class _Fields(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
     system: msgspec.Raw = msgspec.Raw()
     instructions: msgspec.Raw = msgspec.Raw()
     previous_response_id: msgspec.Raw = msgspec.Raw()
@@ -110,13 +114,14 @@ def _too_large(limit_bytes: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than {limit_bytes} bytes.")
 
 
-def peek(body: bytes, work: Work = Work.GENERATE) -> BodyPeek:
-    """Reads what it can; a body that no JSON reader takes gives a BodyPeek of defaults."""
-    found = _peek(body, work)
+def peek(body: bytes, work: Work = Work.GENERATE, limits: tuple[str, ...] = _LIMITS) -> BodyPeek:
+    """Reads what it can; a body that no JSON reader takes gives a BodyPeek of defaults. `limits` are the fields that
+    limit an answer, by their precedence."""
+    found = _peek(body, work, limits)
     return found if work is Work.GENERATE else replace(found, choices=1, response_tokens=0)
 
 
-def _peek(body: bytes, work: Work) -> BodyPeek:
+def _peek(body: bytes, work: Work, limits: tuple[str, ...]) -> BodyPeek:
     try:
         fields = _decode_fields(body)
     except _UNREADABLE:
@@ -127,35 +132,36 @@ def _peek(body: bytes, work: Work) -> BodyPeek:
         except (*_UNREADABLE, ValueError):
             return BodyPeek()
     if work is not Work.GENERATE:
-        return BodyPeek(_string(fields.model), prompt_tokens_estimate=_read_only(body, fields, work))
-    prompts, prompt_tokens = _prompts(bytes(fields.prompt))
+        tokens, size = _read_only(body, fields, work)
+        return BodyPeek(_string(fields.model), prompt_tokens=tokens, prompt_bytes=size)
+    prompts, prompt_tokens, prompt_bytes = _prompts(bytes(fields.prompt))
     messages = bytes(fields.messages)
     conversations = _count_lists(messages) if messages.startswith(b"[") and messages[1:64].lstrip()[:1] == b"[" else 1
     choices = max(_count(fields.n) or 1, _count(fields.best_of) or 1) * prompts * conversations
-    # The newer names win, as in the engines.
-    per_choice = _count(fields.max_completion_tokens)
-    if per_choice is None:
-        per_choice = _count(fields.max_tokens)
-    if per_choice is None:
-        per_choice = _count(fields.max_output_tokens)
-    for more in (messages, fields.input, fields.system, fields.instructions):
+    given = [count for field in limits if (count := _count(getattr(fields, field))) is not None]
+    # Some engines take 0 as not given.
+    per_choice = next((count for count in given if count), given[0] if given else None)
+    for more in (messages, fields.input, fields.tools, fields.system, fields.instructions):
         if more:
-            prompt_tokens += _estimate(bytes(more))
+            tokens, size = _measure(bytes(more))
+            prompt_tokens += tokens
+            prompt_bytes += size
     return BodyPeek(
         model=_string(fields.model),
         choices=min(choices, MAX_UINT32),
         response_tokens=None if per_choice is None else min(per_choice * choices, MAX_UINT32),
-        prompt_tokens_estimate=min(prompt_tokens, MAX_UINT32),
+        prompt_tokens=min(prompt_tokens, MAX_UINT32),
+        prompt_bytes=prompt_bytes,
         previous_response_id=_string(fields.previous_response_id),
     )
 
 
-def _read_only(body: bytes, fields: _Fields, work: Work) -> int:
-    """The prompt tokens of a request that makes none: all its text counts, whatever its fields are called."""
+def _read_only(body: bytes, fields: _Fields, work: Work) -> tuple[int, int]:
+    """The known tokens and the text of a request that makes none: all of it counts, whatever its fields are called."""
     if work is Work.LOOK_UP:
-        return 0
+        return 0, 0
     given = bytes(fields.input)
-    return min(_prompts(given)[1] if given.startswith(b"[") else _estimate(body), MAX_UINT32)
+    return _prompts(given)[1:] if given.startswith(b"[") else _measure(body)
 
 
 def _decode_leniently(body: bytes) -> _Fields:
@@ -203,17 +209,18 @@ def _count(raw: msgspec.Raw) -> int | None:
         return None
 
 
-def _prompts(raw: bytes) -> tuple[int, int]:
-    """How many prompts a `prompt` holds (text, token ids, or a list of either), and their tokens together."""
+def _prompts(raw: bytes) -> tuple[int, int, int]:
+    """How many prompts a `prompt` holds (text, token ids, or a list of either), their known tokens together, and the
+    bytes of their text."""
     if not raw.startswith(b"["):
-        return 1, _estimate(raw)
+        return 1, *_measure(raw)
     first = raw[1:64].lstrip()[:1]
     if first == b"]":
-        return 1, 0
+        return 1, 0, 0
     if first == b'"':
-        return _count_strings(raw), _estimate(raw)
+        return _count_strings(raw), *_measure(raw)
     tokens = raw.count(b",") + 1
-    return (raw.count(b"[") - 1 if first == b"[" else 1), tokens
+    return (raw.count(b"[") - 1 if first == b"[" else 1), tokens, 0
 
 
 def _count_strings(raw: bytes) -> int:
@@ -235,7 +242,8 @@ def _count_lists(raw: bytes) -> int:
         return 1
 
 
-def _estimate(raw: bytes) -> int:
+def _measure(raw: bytes) -> tuple[int, int]:
+    """What media in it count as, and the bytes of the rest."""
     size, media = len(raw), 0
     start = raw.find(_MEDIA)
     while start >= 0:
@@ -244,4 +252,4 @@ def _estimate(raw: bytes) -> int:
         size -= end - start
         media += 1
         start = raw.find(_MEDIA, end)
-    return size // BYTES_PER_TOKEN + media * TOKENS_PER_MEDIA
+    return media * TOKENS_PER_MEDIA, size

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from vllm_proxy.common.engine_routes import Work
-from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
+from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.common.engine_routes import EDGE_ROUTES, Work
+from vllm_proxy.common.errors import BodyTooSlow, InvalidRequest, RequestTooLarge
 from vllm_proxy.edge import request_body
+from vllm_proxy.edge.answer_limit import with_limit
+from vllm_proxy.edge.prompt_script import script_of
 from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, ClientGone, peek, read_body
 
 
@@ -64,18 +68,19 @@ def test_peek_reads_what_admission_needs() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"0123456789"}],"max_tokens":16,"n":3,"x":{"y":[1]}}'
     found = peek(body)
     assert (found.model, found.choices, found.response_tokens) == ("m", 3, 48)
-    assert found.prompt_tokens_estimate == len(b'[{"role":"user","content":"0123456789"}]') // 4
+    assert (found.prompt_tokens, found.prompt_bytes) == (0, len(b'[{"role":"user","content":"0123456789"}]'))
 
 
 @pytest.mark.parametrize(
-    ("body", "choices", "response_tokens", "prompt_tokens"),
+    ("body", "choices", "response_tokens", "prompt"),
     [
-        (b'{"prompt":"12345678"}', 1, None, 2),
-        (b'{"prompt":["a","b"],"max_tokens":5}', 2, 10, 2),
-        (b'{"prompt":[1,2,3,4,5],"max_tokens":5}', 1, 5, 5),
-        (b'{"prompt":[[1,2],[3]],"max_tokens":5,"best_of":4,"n":2}', 8, 40, 3),
-        (b'{"prompt":[]}', 1, None, 0),
+        (b'{"prompt":"12345678"}', 1, None, (0, 10)),
+        (b'{"prompt":["a","b"],"max_tokens":5}', 2, 10, (0, 9)),
+        (b'{"prompt":[1,2,3,4,5],"max_tokens":5}', 1, 5, (5, 0)),
+        (b'{"prompt":[[1,2],[3]],"max_tokens":5,"best_of":4,"n":2}', 8, 40, (3, 0)),
+        (b'{"prompt":[]}', 1, None, (0, 0)),
         (b'{"max_tokens":1,"max_completion_tokens":9}', 1, 9, 0),
+        (b'{"max_tokens":9,"max_completion_tokens":0}', 1, 9, 0),
         (b'{"max_tokens":1,"max_completion_tokens":null}', 1, 1, 0),
         (b'{"max_tokens":"7"}', 1, 7, 0),
         (b'{"max_tokens":7.0}', 1, 7, 0),
@@ -84,8 +89,24 @@ def test_peek_reads_what_admission_needs() -> None:
         (b'{"max_tokens":"many","n":[]}', 1, None, 0),
     ],
 )
-def test_peek_counts(body: bytes, choices: int, response_tokens: int | None, prompt_tokens: int) -> None:
-    assert peek(body) == BodyPeek(None, choices, response_tokens, prompt_tokens)
+def test_peek_counts(body: bytes, choices: int, response_tokens: int | None, prompt: tuple[int, int] | int) -> None:
+    tokens, size = prompt or (0, 0)
+    assert peek(body) == BodyPeek(None, choices, response_tokens, tokens, size)
+
+
+def test_each_route_has_its_own_limits_of_an_answer() -> None:
+    body = b'{"max_completion_tokens":5,"max_tokens":100000,"max_output_tokens":7}'
+    found = {
+        path: peek(body, Work.GENERATE, route.limits).response_tokens
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+        if (route := EDGE_ROUTES.find("POST", path)) is not None
+    }
+    assert found == {
+        "/v1/chat/completions": 5,
+        "/v1/completions": 100_000,
+        "/v1/responses": 7,
+        "/v1/messages": 100_000,
+    }
 
 
 @pytest.mark.parametrize(
@@ -102,14 +123,14 @@ def test_peek_counts_what_newer_routes_call_it(
 ) -> None:
     found = peek(body)
     assert (found.choices, found.response_tokens) == (choices, response_tokens)
-    assert abs(found.prompt_tokens_estimate - prompt_tokens) <= 2
+    assert abs(found.prompt_bytes / 4 - prompt_tokens) <= 2
 
 
 def test_a_request_that_makes_no_tokens_reserves_none() -> None:
     assert peek(b'{"model":"e","input":[1,2,3],"n":4,"max_tokens":9}', Work.POOL) == BodyPeek("e", 1, 0, 3)
     assert peek(b'{"model":"e","input":[[1,2],[3]]}', Work.POOL) == BodyPeek("e", 1, 0, 3)
     body = b'{"model":"e","query":"q","documents":["d1","d2"]}'
-    assert peek(body, Work.POOL) == BodyPeek("e", 1, 0, len(body) // 4)
+    assert peek(body, Work.POOL) == BodyPeek("e", 1, 0, 0, len(body))
     assert peek(b'{"model":"e","prompt":"12345678"}', Work.LOOK_UP) == BodyPeek("e", 1, 0, 0)
     assert peek(b"{", Work.LOOK_UP) == BodyPeek(None, 1, 0, 0)
 
@@ -121,7 +142,7 @@ def test_peek_finds_the_response_that_a_request_goes_on_from() -> None:
 def test_inline_media_are_not_counted_as_text() -> None:
     image = b"A" * 1_000_000
     body = b'{"messages":[{"content":[{"image_url":{"url":"data:image/png;base64,' + image + b'"}}]}]}'
-    assert TOKENS_PER_MEDIA <= peek(body).prompt_tokens_estimate < TOKENS_PER_MEDIA + 50
+    assert peek(body).prompt_tokens == TOKENS_PER_MEDIA and peek(body).prompt_bytes < 100
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"m"', b"\xff\xfe", b'{"model":', b"[" * 100_000])
@@ -149,7 +170,7 @@ def test_a_name_that_no_model_has_goes_nowhere() -> None:
 
 @pytest.mark.parametrize(
     ("item", "prompts", "tokens"),
-    [(b'"abc"', 100_000, 6 * 100_000 // 4), (b"[7]", 100_000, 100_000), (b"7", 1, 100_000)],
+    [(b'"abc"', 100_000, 0), (b"[7]", 100_000, 100_000), (b"7", 1, 100_000)],
 )
 def test_large_prompts_are_counted_and_not_built(
     item: bytes, prompts: int, tokens: int, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +181,39 @@ def test_large_prompts_are_counted_and_not_built(
     monkeypatch.setattr(request_body, "_decode_list", build)
     monkeypatch.setattr(request_body, "_decode_leniently", build)
     found = peek(b'{"prompt":[' + b",".join([item] * 100_000) + b"]}")
-    assert (found.choices, found.prompt_tokens_estimate) == (prompts, tokens)
+    assert (found.choices, found.prompt_tokens) == (prompts, tokens)
     # Not JSON, and too large to be read twice.
     assert peek(b'{"x":NaN,"y":[' + b",".join([b"{}"] * 100_000) + b"]}") == BodyPeek()
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ('{"prompt": "plain text with one \\u00e9"}', auth_pb2.PROMPT_SCRIPT_ASCII),
+        ('{"prompt": "' + "\\u4f60\\u597d" * 10 + '"}', auth_pb2.PROMPT_SCRIPT_ESCAPED),
+        ('{"prompt": "你好世界。今天天气很好我们去公园散步吧。"}', auth_pb2.PROMPT_SCRIPT_WIDE),
+        ('{"prompt": "Привет, мир, как дела"}', auth_pb2.PROMPT_SCRIPT_OTHER),
+        (
+            '{"prompt": "an em dash — in a long text that is otherwise plain ASCII, nothing more"}',
+            auth_pb2.PROMPT_SCRIPT_OTHER,
+        ),
+    ],
+)
+def test_scripts(text: str, script: auth_pb2.PromptScript) -> None:
+    assert script_of(text.encode()) == script
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"a": 1}', b'{"a": 1, "max_tokens": null }', b' {"max_tokens": 0}\n', b"{}", b'{"max_tokens": "x"}'],
+)
+def test_a_limit_is_written_where_it_wins(body: bytes) -> None:
+    limited = json.loads(with_limit(body, "max_tokens", 7))
+    assert limited.pop("max_tokens") == 7
+    assert limited == {name: value for name, value in json.loads(body).items() if name != "max_tokens"}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", '{"a": 1}'.encode("utf-16"), b'{"a": 1} x'])
+def test_what_cannot_be_limited_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        with_limit(body, "max_tokens", 7)

@@ -13,12 +13,13 @@ from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 
 
 def requires(auth: AuthClient, operation: auth_pb2.Operation) -> Callable[[Request], Awaitable[None]]:
-    """A FastAPI dependency. Raises InvalidApiKey, PermissionDenied, AuthUnavailable."""
+    """A FastAPI dependency, which leaves the auth service's answer in `request.state.admission`. Raises
+    InvalidApiKey, PermissionDenied, AuthUnavailable."""
 
     async def authorize(request: Request) -> None:
         headers: dict[bytes, bytes] = dict(request.scope["headers"])
         try:
-            await auth.admit(
+            request.state.admission = await auth.admit(
                 auth_pb2.AdmitRequest(
                     api_key_sha256=api_key_sha256(headers),
                     operation=operation,

@@ -139,7 +139,7 @@ class SessionResponse(_message.Message):
     def __init__(self, admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., lease_ttl_ms: _Optional[int] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id", "prompt_bytes", "prompt_script")
+    __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id", "prompt_bytes", "prompt_script", "names_no_model")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     API_KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class AdmitRequest(_message.Message):
     OWNER_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_SCRIPT_FIELD_NUMBER: _ClassVar[int]
+    NAMES_NO_MODEL_FIELD_NUMBER: _ClassVar[int]
     seq: int
     api_key_sha256: bytes
     operation: Operation
@@ -164,7 +165,8 @@ class AdmitRequest(_message.Message):
     owner_id: str
     prompt_bytes: int
     prompt_script: PromptScript
-    def __init__(self, seq: _Optional[int] = ..., api_key_sha256: _Optional[bytes] = ..., operation: _Optional[_Union[Operation, str]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens_estimate: _Optional[int] = ..., response_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., client_is_local: _Optional[bool] = ..., owner_id: _Optional[str] = ..., prompt_bytes: _Optional[int] = ..., prompt_script: _Optional[_Union[PromptScript, str]] = ...) -> None: ...
+    names_no_model: bool
+    def __init__(self, seq: _Optional[int] = ..., api_key_sha256: _Optional[bytes] = ..., operation: _Optional[_Union[Operation, str]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens_estimate: _Optional[int] = ..., response_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., client_is_local: _Optional[bool] = ..., owner_id: _Optional[str] = ..., prompt_bytes: _Optional[int] = ..., prompt_script: _Optional[_Union[PromptScript, str]] = ..., names_no_model: _Optional[bool] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("seq", "admitted", "lease_id", "key_id", "user", "reason", "limit_name", "message", "retry_after_ms", "requests", "tokens", "quota_remaining", "reserved_tokens", "limit_scope", "max_response_tokens", "priority", "models")
