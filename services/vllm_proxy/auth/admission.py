@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from vllm_proxy.auth.account import Account, Path
 from vllm_proxy.auth.accounts import Accounts
@@ -25,7 +25,9 @@ from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.prompt_estimate import PromptEstimates
 from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.refusal import Refusal
+from vllm_proxy.auth.scope import Scope
 from vllm_proxy.auth.store import LeaseOpened, Record, StoredState
+from vllm_proxy.auth.wait_queue import Waiter, WaitQueue
 from vllm_proxy.common.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -66,7 +68,10 @@ class Admission:
             grace_ns=config.settle_grace_ns,
             cached_weight_ppm=config.cached_weight_ppm,
         )
+        self.waiting = WaitQueue(self._decide, metrics, clock, config.admission_queue_size)
+        self.book.on_release = self.waiting.released
         metrics.leases.set_function(lambda: len(self.book))
+        metrics.waiting.set_function(lambda: len(self.waiting))
 
     @property
     def lease_ttl_ms(self) -> int:
@@ -102,10 +107,16 @@ class Admission:
     def _keys_changed(self) -> None:
         self._metrics.keys.set(len(self.keys))
         self.book.attach_new_scopes()
+        self._limits_changed()
 
     def use_policy(self, policy: Policy) -> None:
         """Takes the limits of a configuration that was changed."""
-        self._accounts.use_policy(policy, self._clock.now_ns())
+        if self._accounts.use_policy(policy, self._clock.now_ns()):
+            self._limits_changed()
+
+    def _limits_changed(self) -> None:
+        self.waiting.changed()
+        self.waiting.serve()
 
     def account_of(self, key: ApiKey) -> Account:
         return self._accounts.of_key(key, self._clock.now_ns())
@@ -119,6 +130,7 @@ class Admission:
     def tick(self) -> list[Record]:
         """What time alone decides. Call a few times a second."""
         records = self.book.tick()
+        self.waiting.serve()
         now_ns = self._clock.now_ns()
         if now_ns - self._ratios_stored_ns >= _STORE_RATIOS_NS:
             self._ratios_stored_ns = now_ns
@@ -128,15 +140,55 @@ class Admission:
     # Admissions
 
     def admit(self, ask: Ask) -> Decision:
-        decision = self.decide(ask)
+        """Decides at once."""
+        decision = self._decide(ask)
+        self._count(ask, decision)
+        return decision
+
+    def admit_or_wait(self, ask: Ask, decided: Callable[[Decision], None]) -> Decision | Waiter:
+        """Decides at once, or lets it wait for room; `decided` is called then, unless it is given up before with
+        `waiting.cancel`."""
+        crowded = self._crowded(ask) if len(self.waiting) else None
+        decision = self._decide(ask, take=crowded is None)
+        refusal = decision.refusal
+        if refusal.may_wait if refusal is not None else crowded is not None:
+            key = self.keys.find(ask.key_sha256)
+            assert key is not None
+            scope = crowded or (refusal.scope if refusal is not None else None)
+            if (wait_ns := self._wait_ns(key)) and scope is not None:
+
+                def last_word(decision: Decision) -> None:
+                    self._count(ask, decision)
+                    decided(decision)
+
+                if waiter := self.waiting.add(ask, scope, refusal, self._priority(key), wait_ns, last_word):
+                    return waiter
+            if refusal is None:
+                # It may not wait, so it need not stand behind those who do.
+                decision = self._decide(ask)
+        self._count(ask, decision)
+        return decision
+
+    def _crowded(self, ask: Ask) -> Scope | None:
+        """Where somebody waits whom this one must not pass."""
+        key = self.keys.find(ask.key_sha256)
+        if key is None or ask.operation is not Operation.INFERENCE:
+            return None
+        return self.waiting.crowded(self._accounts.of_key(key, self._clock.now_ns()).path_for(ask.model).limited)
+
+    def _wait_ns(self, key: ApiKey) -> int:
+        own = key.rules.admission_wait_ms
+        wait_ms = self._config.admission_wait_ms if own is None else own
+        return min(wait_ms, self._config.max_admission_wait_ms) * 1_000_000
+
+    def _count(self, ask: Ask, decision: Decision) -> None:
         if decision.refusal is None:
             self._metrics.admissions["admitted", ""] += 1
         else:
-            self.refused(ask, decision, decision.refusal)
-        return decision
+            self._refused(ask, decision, decision.refusal)
 
-    def decide(self, ask: Ask) -> Decision:
-        """Admits, or says why not; the caller counts a refusal with `refused` if it is the last word."""
+    def _decide(self, ask: Ask, *, take: bool = True) -> Decision:
+        """Admits, or says why not. Without `take` it only looks whether it would."""
         key = self.keys.find(ask.key_sha256)
         if key is None:
             return Decision(Refusal(InvalidApiKey.reason, InvalidApiKey.default_message))
@@ -166,7 +218,7 @@ class Admission:
         wanted = estimate + response
         if path.limited:
             decision.refusal = path.refusal(estimate, wanted, now_ns, calendar)
-        if decision.refusal is None:
+        if decision.refusal is None and take:
             self._grant(ask, key, path, estimate, wanted, decision, now_ns)
         if path.limited:
             decision.requests, decision.tokens = path.states(now_ns)
@@ -203,7 +255,7 @@ class Admission:
         classes = self._config.priority_classes
         return classes.get(priority or _DEFAULT_PRIORITY, classes[_DEFAULT_PRIORITY])  # type: ignore[arg-type]
 
-    def refused(self, ask: Ask, decision: Decision, refusal: Refusal) -> None:
+    def _refused(self, ask: Ask, decision: Decision, refusal: Refusal) -> None:
         self._metrics.admissions[refusal.reason.lower(), refusal.limit_name] += 1
         log.info(
             "refused",

@@ -36,6 +36,11 @@ class AuthConfig:
     #: Of keys that do not say otherwise; None: unlimited.
     max_response_tokens: int | None
     priority_classes: Mapping[str, int]
+    #: How long an admission waits for room instead of being refused, unless the key says otherwise.
+    admission_wait_ms: int
+    #: More than this no key may wait: the edge would give up first.
+    max_admission_wait_ms: int
+    admission_queue_size: int
     lease_ttl_ns: int
     settle_grace_ns: int
     #: What a cached prompt token is charged, in millionths of a token.
@@ -72,6 +77,9 @@ class AuthConfig:
             default_response_tokens=auth.default_response_tokens,
             max_response_tokens=auth.max_response_tokens,
             priority_classes=auth.priority_classes,
+            admission_wait_ms=auth.admission_wait_ms,
+            max_admission_wait_ms=settings.max_admission_wait_ms,
+            admission_queue_size=auth.admission_queue_size,
             lease_ttl_ns=round(auth.lease_ttl_s * NS_PER_SECOND),
             settle_grace_ns=round(auth.settle_grace_s * NS_PER_SECOND),
             cached_weight_ppm=round(auth.cached_token_weight * 1_000_000),

@@ -24,6 +24,8 @@ class AuthMetrics(Collector):
         #: Admissions by result and limit, settlements by what came of them.
         self.admissions: Tally[tuple[str, str]] = Tally({("admitted", ""): 0})
         self.settlements: Tally[str] = Tally(settled=0, lapsed=0, corrected=0)
+        #: Admissions that waited, by how that ended.
+        self.waits: Tally[str] = Tally(admitted=0, refused=0, left=0)
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.completion_tokens = 0
@@ -31,6 +33,7 @@ class AuthMetrics(Collector):
         self._estimates = [0] * (len(_ESTIMATE_BUCKETS) + 1)
         self._estimate_errors = 0.0
         self.leases = Gauge("vllm_proxy_auth_open_leases", "Leases that are open.", registry=registry)
+        self.waiting = Gauge("vllm_proxy_auth_waiting", "Admissions that wait for room.", registry=registry)
         self.keys = Gauge("vllm_proxy_auth_keys", "Keys in force.", registry=registry)
         self.sessions = Gauge("vllm_proxy_auth_sessions", "Sessions that are open.", registry=registry)
         self.commit_seconds = Histogram(
@@ -83,6 +86,12 @@ class AuthMetrics(Collector):
         tokens.add_metric(("cached",), self.cached_tokens)
         tokens.add_metric(("completion",), self.completion_tokens)
         yield tokens
+        waits = CounterMetricFamily(
+            "vllm_proxy_auth_waits_total", "Admissions that waited for room, by how that ended.", labels=("result",)
+        )
+        for result, count in self.waits.copy().items():
+            waits.add_metric((result,), count)
+        yield waits
         yield self._estimate_histogram()
 
     def _estimate_histogram(self) -> HistogramMetricFamily:

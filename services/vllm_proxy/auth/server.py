@@ -21,6 +21,7 @@ from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
 from vllm_proxy.auth.sqlite_store import SqliteStore
 from vllm_proxy.auth.store import KeyStored, Store
+from vllm_proxy.auth.wait_timer import WaitTimer
 from vllm_proxy.common.config_watch import watch_settings
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
 from vllm_proxy.common.maintenance import SERVICE_NAME as MAINTENANCE
@@ -68,6 +69,8 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         def apply(settings: Settings) -> None:
             admission.use_policy(Policy.from_settings(settings))
 
+        timer = WaitTimer(admission.waiting, clock)
+        stack.callback(timer.close)
         spawn(tasks, watch_settings(loaded.path, apply), "auth-config-watch")
         ticking = spawn(tasks, _tick(admission, store), "auth-tick")
         stopping = spawn(tasks, stop.wait(), "auth-stop")

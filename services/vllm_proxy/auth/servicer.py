@@ -62,6 +62,7 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
 
     async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:
         verdict = self._admission.book.settle(settlement_of(request))
+        self._admission.waiting.serve()
         await self._durable(verdict.records)
         return pb.SettleResponse(seq=request.seq, applied=verdict.applied)
 

@@ -16,7 +16,9 @@ import grpc.aio
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.auth.admission import Admission
+from vllm_proxy.auth.decision import Decision
 from vllm_proxy.auth.store import Record, Store
+from vllm_proxy.auth.wait_queue import Waiter
 from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of, unavailable
 from vllm_proxy.common.errors import InvalidRequest
 
@@ -34,6 +36,8 @@ class Session:
         self._owner_id = ""
         self._admits: deque[pb.AdmitResponse] = deque()
         self._settles: deque[pb.SettleResponse] = deque()
+        #: Admissions that wait for room, by their `seq`.
+        self._waiting: dict[int, Waiter] = {}
         #: Groups that the store has not made durable yet.
         self._undurable = 0
         self._ready = asyncio.Event()
@@ -44,6 +48,7 @@ class Session:
     def finish(self) -> None:
         """Reads nothing more; `run` returns once everything that was read is answered."""
         self._ending = True
+        self._leave_queue()
         self._ready.set()
         if self._reading is not None:
             self._reading.cancel()
@@ -67,6 +72,7 @@ class Session:
             self._reading.cancel()
             writing.cancel()
             await asyncio.gather(self._reading, writing, return_exceptions=True)
+            self._leave_queue()
             if self._owner_id:
                 self._admission.book.owner_disconnected(self._owner_id)
 
@@ -100,8 +106,15 @@ class Session:
             verdict = admission.book.settle(settlement_of(settle))
             records += verdict.records
             settles.append(pb.SettleResponse(seq=settle.seq, applied=verdict.applied))
+        admission.waiting.serve()
+        for seq in message.cancel_admit_seqs:
+            if (waiter := self._waiting.pop(seq, None)) is not None:
+                admission.waiting.cancel(waiter)
+                self._admits.append(pb.AdmitResponse(seq=seq))
         for admit in message.admits:
-            decision = admission.admit(ask_of(admit, owner_id)) if self._store.accepting else unavailable()
+            decision = self._admit(admit) if self._store.accepting else unavailable()
+            if decision is None:
+                continue
             response = admit_response(admit.seq, decision)
             if decision.record is not None:
                 records.append(decision.record)
@@ -114,6 +127,34 @@ class Session:
         if records or settles:
             self._undurable += 1
             self._store.append(records, lambda: self._durable(admits, settles))
+
+    def _admit(self, admit: pb.AdmitRequest) -> Decision | None:
+        """None if it waits."""
+        seq = admit.seq
+        outcome = self._admission.admit_or_wait(
+            ask_of(admit, self._owner_id), lambda decision: self._decided(seq, decision)
+        )
+        if isinstance(outcome, Decision):
+            return outcome
+        self._waiting[seq] = outcome
+        return None
+
+    def _decided(self, seq: int, decision: Decision) -> None:
+        """The last word on one that waited."""
+        del self._waiting[seq]
+        response = admit_response(seq, decision)
+        if decision.record is not None:
+            self._undurable += 1
+            self._store.append([decision.record], lambda: self._durable([response], []))
+        else:
+            self._admits.append(response)
+            self._ready.set()
+
+    def _leave_queue(self) -> None:
+        """The peer asks again elsewhere."""
+        for waiter in self._waiting.values():
+            self._admission.waiting.cancel(waiter)
+        self._waiting.clear()
 
     def _durable(self, admits: list[pb.AdmitResponse], settles: list[pb.SettleResponse]) -> None:
         self._undurable -= 1

@@ -247,6 +247,11 @@ class Auth(Section):
     """Tokens of one answer that a key may ask for, unless the key says otherwise; null: unlimited."""
     priority_classes: dict[str, Annotated[int, Field(ge=-1000, le=1000)]] = {"high": -10, "normal": 0, "low": 10}
     """Classes that a key's `priority` may name; a lower number goes first. Must have `normal`, the default."""
+    admission_wait_ms: Annotated[int, Field(ge=0)] = 0
+    """How long a request waits for room under its limits instead of being refused; 0: not at all. A key may say
+    otherwise. At most edge.admission_timeout_s less half a second."""
+    admission_queue_size: PositiveInt = 10_000
+    """Requests that wait so at once, a quarter of them of one key; more are refused."""
     lease_ttl_s: PositiveSeconds = 30
     """A lease that nobody renews for so long lapses."""
     settle_grace_s: PositiveSeconds = 300
@@ -387,6 +392,11 @@ class Settings(Section):
     pid_dir: Path = Path(".pids")
     run_dir: Path = Path(".run")
     """Unix sockets of the services."""
+
+    @property
+    def max_admission_wait_ms(self) -> int:
+        """The edge gives up half a second later."""
+        return max(0, int(self.edge.admission_timeout_s * 1000) - 500)
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -113,6 +113,11 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
         yield "nginx.tls_certificate, nginx.tls_key: both or none"
     if "," in settings.auth.address and settings.auth.store.startswith("sqlite:"):
         yield "auth.address: several replicas need a store that they share: set auth.store to the URL of a Redis"
+    if settings.auth.admission_wait_ms > settings.max_admission_wait_ms:
+        yield (
+            f"auth.admission_wait_ms: {settings.auth.admission_wait_ms} is more than edge.admission_timeout_s leaves: "
+            f"at most {settings.max_admission_wait_ms}"
+        )
     yield from _port_conflicts(_loopback_ports(settings, engines))
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import grpc.aio
 
@@ -42,6 +43,10 @@ class AdmissionRefused(Exception):
         self.error = error
         self.answer = answer
         super().__init__(error.message)
+
+
+class AdmissionGivenUp(Exception):
+    """The caller's own reason to wait no longer came first."""
 
 
 @dataclass(slots=True)
@@ -78,6 +83,7 @@ class AuthClient:
         self._admit_outbox: deque[int] = deque()
         #: Admissions that were sent and that nobody waits for any more, with the model that they named.
         self._orphans: dict[int, str] = {}
+        self._cancels: list[int] = []
         self._settles: dict[int, Settlement] = {}
         self._settle_outbox: deque[int] = deque()
         self._running: set[str] = set()
@@ -99,12 +105,12 @@ class AuthClient:
             tasks.create_task(self._link.run(), name="auth-session")
             tasks.create_task(self._renew(), name="auth-renewals")
 
-    async def admit(self, request: pb.AdmitRequest) -> pb.AdmitResponse:
+    async def admit(self, request: pb.AdmitRequest, give_up: asyncio.Future[Any] | None = None) -> pb.AdmitResponse:
         """Asks whether a request may go ahead, and waits through an outage for the answer.
 
         A lease in the answer is kept alive from then on and must be settled by the caller. Raises AdmissionRefused,
-        or AuthUnavailable after the admission timeout. If the caller is cancelled, the lease that may still come
-        is settled here.
+        AuthUnavailable after the admission timeout, or AdmissionGivenUp when `give_up` is done. If the caller is
+        cancelled or gives up, the lease that may still come is settled here.
         """
         self._seq = seq = self._seq + 1
         request.seq = seq
@@ -114,16 +120,27 @@ class AuthClient:
         self._admit_outbox.append(seq)
         self._link.wake()
         deadline = loop.call_later(self._timeout_s, _expire, future)
+
+        def gave_up(_: object) -> None:
+            if not future.done():
+                future.set_exception(AdmissionGivenUp())
+
+        if give_up is not None:
+            give_up.add_done_callback(gave_up)
         try:
             answer = await future
         except BaseException:
             if self._admits.pop(seq, None) is not None:
                 self._orphans[seq] = request.model
+                self._cancels.append(seq)
+                self._link.wake()
             elif not future.cancelled() and future.exception() is None:
                 self._settle_unwanted(future.result(), request.model)
             raise
         finally:
             deadline.cancel()
+            if give_up is not None:
+                give_up.remove_done_callback(gave_up)
         if not answer.admitted:
             raise AdmissionRefused(_refusal(answer), answer)
         return answer
@@ -172,8 +189,13 @@ class AuthClient:
                 room -= 1
             else:
                 self._orphans.pop(seq, None)
+        if self._cancels:
+            # One that was not sent yet is no orphan any more.
+            batch.cancel_admit_seqs.extend(seq for seq in self._cancels if seq in self._orphans)
+            self._cancels.clear()
         batch.renew_lease_ids.extend(islice(self._renewals, MAX_BATCH_FRAMES))
-        return batch if batch.settles or batch.admits or batch.renew_lease_ids else None
+        is_empty = not (batch.settles or batch.admits or batch.renew_lease_ids or batch.cancel_admit_seqs)
+        return None if is_empty else batch
 
     def received(self, message: pb.SessionResponse) -> None:
         if message.lease_ttl_ms:
@@ -196,6 +218,7 @@ class AuthClient:
 
     def lost(self) -> None:
         self._orphans.clear()
+        self._cancels.clear()
         self._settle_outbox = deque(self._settles)
         self._admit_outbox = deque(self._admits)
         self._link.wake()

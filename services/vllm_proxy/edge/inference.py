@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.engine_routes import EngineRoute, ErrorShape, ModelIn
 from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.common.ids import accept_request_id, accept_traceparent
 from vllm_proxy.common.response_ids import tag_of
-from vllm_proxy.edge.admission import AdmissionRefused, Settlement, rate_limit_headers
+from vllm_proxy.edge.admission import AdmissionGivenUp, AdmissionRefused, Settlement, rate_limit_headers
 from vllm_proxy.edge.answer_limit import with_limit
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response
@@ -20,7 +21,7 @@ from vllm_proxy.edge.prompt_script import script_of
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestFacts, log_request
 from vllm_proxy.edge.request_body import BodyPeek, ClientGone, peek, read_body
 from vllm_proxy.edge.response_writer import Message, Receive, Scope, Send
-from vllm_proxy.edge.stepping import Finished, step
+from vllm_proxy.edge.stepping import Finished, Suspended, step
 
 #: The request headers that an engine needs. Never Authorization, Origin or Cookie.
 _FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta")
@@ -54,8 +55,9 @@ class InferenceEndpoint:
             )
             # Whether the client leaves shows in `receive` from now on.
             watch = step(receive())
-            lease_id = await self._admit(request, key, client_is_local(scope, headers))
-        except ClientGone:
+            leaves = watch.waiting_for if isinstance(watch, Suspended) else None
+            lease_id = await self._admit(request, key, client_is_local(scope, headers), leaves)
+        except (ClientGone, AdmissionGivenUp):
             self._finished(request, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
             return
         except AdmissionRefused as e:
@@ -83,7 +85,9 @@ class InferenceEndpoint:
         finally:
             exchange.client_left()
 
-    async def _admit(self, request: RequestFacts, key: bytes, is_local: bool) -> str:
+    async def _admit(
+        self, request: RequestFacts, key: bytes, is_local: bool, leaves: asyncio.Future[Any] | None
+    ) -> str:
         """The lease. Raises AdmissionRefused, AuthUnavailable, InvalidRequest."""
         body = _peek(request)
         request.model = body.model
@@ -106,7 +110,7 @@ class InferenceEndpoint:
         )
         asked_at = self._context.clock()
         try:
-            answer = await self._context.auth.admit(asked)
+            answer = await self._context.auth.admit(asked, leaves)
         except AdmissionRefused as e:
             request.key_id, request.user = e.answer.key_id, e.answer.user
             raise

@@ -26,6 +26,11 @@ class Suspended(Generic[T]):
         """Whether what it waits for has come, so that awaiting it would go on at once."""
         return self._waiting_for is not None and bool(self._waiting_for.done())
 
+    @property
+    def waiting_for(self) -> Any:
+        """The future that it waits for, or None."""
+        return self._waiting_for
+
     def close(self) -> None:
         self._coroutine.close()
 

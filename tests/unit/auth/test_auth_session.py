@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.auth import session as session_module
 from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.lease import Outcome, Settlement, Source, Usage
-from vllm_proxy.auth.limits import Limits
+from vllm_proxy.auth.limits import KeyRules, LimitOverrides, Limits
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.rpc.status import from_rpc_error
@@ -337,3 +338,44 @@ def test_the_domain_knows_no_wire() -> None:
         source = Path(__import__(f"vllm_proxy.auth.{module}", fromlist=["x"]).__file__).read_text()
         assert "grpc" not in source.replace("google.rpc", "") and "fastapi" not in source, module
     assert Admission.__module__ == "vllm_proxy.auth.admission"
+
+
+# Waiting for room
+
+
+async def test_an_admission_may_wait_and_may_be_given_up(service: Service) -> None:
+    key = replace(service.desk.key, rules=KeyRules(LimitOverrides(concurrent=1), admission_wait_ms=5000))
+    service.desk.admission.declare_keys([key])
+    call = await service.session()
+    await call.write(pb.SessionRequest(admits=[service.ask(seq) for seq in (1, 2, 3)]))
+    (first,) = (await call.read()).admits
+    assert first.seq == 1 and len(service.desk.admission.waiting) == 2
+    await call.write(pb.SessionRequest(cancel_admit_seqs=[2, 77]))
+    (given_up,) = (await call.read()).admits
+    assert (given_up.seq, given_up.admitted, given_up.reason) == (2, False, "")
+    await call.write(pb.SessionRequest(settles=[truth(4, first.lease_id)]))
+    admits, settles = [], []
+    while not (admits and settles):
+        message = await call.read()
+        admits += message.admits
+        settles += message.settles
+    assert [(answer.seq, answer.admitted) for answer in admits] == [(3, True)]
+    assert len(service.desk.admission.waiting) == 0
+
+
+async def test_nobody_waits_for_a_session_that_ended(service: Service) -> None:
+    key = replace(service.desk.key, rules=KeyRules(LimitOverrides(concurrent=1), admission_wait_ms=5000))
+    service.desk.admission.declare_keys([key])
+    broken, drained = await service.session("edge-1"), await service.session("edge-2")
+    await broken.write(pb.SessionRequest(admits=[service.ask(1), service.ask(2)]))
+    await broken.read()
+    await drained.write(pb.SessionRequest(admits=[service.ask(1)]))
+    async with asyncio.timeout(DEADLINE_S):
+        while len(service.desk.admission.waiting) != 2:
+            await service.stub.ListLeases(pb.ListLeasesRequest())
+        broken.cancel()
+        while len(service.desk.admission.waiting) != 1:
+            await service.stub.ListLeases(pb.ListLeasesRequest())
+    service.servicer.drain()
+    assert await drained.read() is grpc.aio.EOF
+    assert len(service.desk.admission.waiting) == 0

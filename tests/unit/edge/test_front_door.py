@@ -53,7 +53,7 @@ class Admitting:
         self.refusal: ServiceError | None = None
         self.limits = auth_pb2.RateLimitState(limit=10, remaining=9, reset_ms=6_000)
 
-    async def admit(self, request: auth_pb2.AdmitRequest) -> auth_pb2.AdmitResponse:
+    async def admit(self, request: auth_pb2.AdmitRequest, give_up: object = None) -> auth_pb2.AdmitResponse:
         self.asked.append(request)
         if isinstance(self.refusal, AuthUnavailable):
             raise self.refusal
