@@ -331,8 +331,8 @@ class Grpc(Section):
 
 class Logs(Section):
     dir: Path = Path("logs")
-    max_bytes: PositiveInt = 50 * 1024 * 1024
-    """A service's log is rotated at this size."""
+    max_bytes: Annotated[int, Field(ge=0)] = 50 * 1024 * 1024
+    """A service's log is rotated at this size; 0: never, something else (config/logrotate/) does."""
     backups: Annotated[int, Field(ge=0)] = 10
     """Rotated files that are kept."""
 

@@ -64,7 +64,7 @@ class EngineOutput:
     def rotate(self) -> None:
         """Copies the file away and empties it if it is too large: several processes append to it. Blocks."""
         try:
-            if self.path.stat().st_size < self._max_bytes:
+            if not self._max_bytes or self.path.stat().st_size < self._max_bytes:
                 return
         except FileNotFoundError:
             return

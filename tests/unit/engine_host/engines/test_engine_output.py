@@ -36,3 +36,10 @@ def test_rotation_keeps_the_file_that_others_append_to(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["vllm.log", "vllm.log.1", "vllm.log.2"]
     assert (tmp_path / "vllm.log.1").read_text() == "line number 3\n"
     assert (tmp_path / "vllm.log.2").read_text() == "line number 2\n"
+
+
+def test_a_log_that_something_else_rotates_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "vllm.log"
+    path.write_text("x" * 100)
+    EngineOutput(path, max_bytes=0, backups=2).rotate()
+    assert [p.name for p in tmp_path.iterdir()] == ["vllm.log"]
