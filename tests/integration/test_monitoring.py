@@ -16,6 +16,7 @@ from tests.integration.conftest import StartCluster
 from tests.support.adapter_files import write_adapter
 from tests.support.cluster import ADMIN, ALICE, BOB, ApiKey, Cluster
 from tests.support.prometheus import SHIPPED, Prometheus
+from tests.support.streams import live_streams
 from tests.support.tools import tool
 from tests.support.wait import wait_until
 
@@ -28,6 +29,7 @@ CAROL = ApiKey("sk-test-carol-0123456789abcdef", "carol", quota=10)
 SELECTOR = re.compile(r"\b(?:vllm_proxy[\w:]+|process_\w+|up)(?:\{[^}]*\})?")
 #: Of a round of `some_of_everything`.
 REQUESTS = 11
+ENDLESS_TOKENS = 100_000
 #: Of Grafana: it is at least four scrapes.
 RATE_INTERVAL = "5s"
 
@@ -39,12 +41,18 @@ def cluster(start_cluster: StartCluster) -> Cluster:
         "edge": {"capacity_wait_s": 0},
     }
     cluster = start_cluster(config, keys=(ALICE, BOB, CAROL, ADMIN))
-    cluster.host.kill()
-    assert asyncio.run(cluster.client().chat()).status == 503
-    cluster.host.start()
-    cluster.host.wait_healthy()
-    cluster.wait_serving(1)
+    asyncio.run(lose_the_engine(cluster))
     return cluster
+
+
+async def lose_the_engine(cluster: Cluster) -> None:
+    """A stream that is cut, a request that no engine takes; then the engine is back."""
+    async with live_streams(cluster.client(), 1, max_tokens=ENDLESS_TOKENS) as (stream,):
+        cluster.host.kill()
+        assert (await stream.end()).error
+    assert (await cluster.client().chat()).status == 503
+    cluster.host.start()
+    await asyncio.to_thread(cluster.wait_serving, 1)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +84,8 @@ async def some_of_everything(cluster: Cluster) -> None:
 def sees(prometheus: Prometheus, rounds: int) -> bool:
     """Whether the last scrapes are later than so many rounds of `some_of_everything`."""
     expected = {
-        "sum(vllm_proxy_edge_requests_total)": REQUESTS * rounds + 1,  # and the one that no engine took
-        'sum(vllm_proxy_auth_settlements_total{result="settled"})': (REQUESTS - 1) * rounds + 1,  # one is refused
+        "sum(vllm_proxy_edge_requests_total)": REQUESTS * rounds + 2,  # and those of `lose_the_engine`
+        'sum(vllm_proxy_auth_settlements_total{result="settled"})': (REQUESTS - 1) * rounds + 2,  # one is refused
         'sum(vllm_proxy_engine_host_adapter_operations_total{outcome="ok"})': 2 * rounds,
     }
     rows = {expression: prometheus.query(expression) for expression in expected}

@@ -152,7 +152,7 @@ async def _sweep(context: ExchangeContext) -> None:
         for exchange in tuple(context.running):
             exchange.sweep(now)
         context.hosts.retire_absent()
-        context.metrics.workers.set(1)
+        context.metrics.process.sample()
         context.metrics.in_flight.set(len(context.running))
         context.metrics.unsettled.set(context.auth.unsettled)
         context.metrics.flush()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import time
 from bisect import bisect_left
 from collections import Counter as Tally
 from functools import cache
@@ -50,6 +52,41 @@ class Observations:
             self._sum = 0.0
 
 
+class WorkerProcess:
+    """The workers' processes. prometheus_client's own collector of this knows one process only."""
+
+    def __init__(self, prefix: str, registry: CollectorRegistry) -> None:
+        self._workers = Gauge(
+            prefix + "workers", "Worker processes that are up.", multiprocess_mode="livesum", registry=registry
+        )
+        self._started = Gauge(
+            prefix + "start_time_seconds",
+            "When the youngest worker was started, in Unix seconds.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._cpu_s = Counter(prefix + "cpu_seconds_total", "CPU time of all workers.", registry=registry)
+        self._memory = Gauge(
+            prefix + "resident_memory_bytes", "Memory of all workers.", multiprocess_mode="livesum", registry=registry
+        )
+        self._counted_s = 0.0
+        self._start_time_s = time.time()
+
+    def sample(self) -> None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s = used.ru_utime + used.ru_stime
+        self._cpu_s.inc(max(0.0, cpu_s - self._counted_s))
+        self._counted_s = cpu_s
+        self._memory.set(_resident_bytes())
+        self._started.set(self._start_time_s)
+        self._workers.set(1)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
 class EdgeMetrics:
     """One per process; prometheus_client decides at its import whether values are shared between processes.
 
@@ -76,9 +113,7 @@ class EdgeMetrics:
             ["model", "kind"],
             registry=registry,
         )
-        self.workers = Gauge(
-            prefix + "workers", "Worker processes that are up.", multiprocess_mode="livesum", registry=registry
-        )
+        self.process = WorkerProcess(prefix, registry)
         self.in_flight = Gauge(
             prefix + "requests_in_flight",
             "Inference requests that have not ended.",
