@@ -54,8 +54,8 @@ class Control:
             channel.close()
 
     def usage(self, user: str) -> Usage:
-        answer = self.auth.ListKeys(auth_pb2.ListKeysRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
-        (key,) = [key for key in answer.keys if key.user == user]
+        answer = self.auth.ListKeys(auth_pb2.ListKeysRequest(user=user), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+        (key,) = answer.keys
         return Usage(key.prompt_tokens, key.completion_tokens, key.requests, key.running, key.reserved_tokens)
 
     def open_leases(self) -> list[auth_pb2.Lease]:

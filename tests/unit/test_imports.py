@@ -14,6 +14,7 @@ PACKAGE = "vllm_proxy"
 SERVICES = {"auth", "router", "edge", "engine_host"}
 #: What each part of the package may import of the package.
 MAY_IMPORT = {service: {service, "common", "api"} for service in SERVICES} | {
+    "cli": {"cli", "common", "api"},
     "common": {"common", "api"},
     "api": {"api"},
 }
@@ -76,7 +77,7 @@ ALL_IMPORTS = _all_imports()
 
 def test_every_part_of_the_package_is_known_here() -> None:
     parts = {path.name for path in (ROOT / PACKAGE).iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert parts == SERVICES | {"common", "api"}
+    assert parts == SERVICES | {"cli", "common", "api"}
 
 
 def test_no_service_imports_another() -> None:
@@ -97,6 +98,8 @@ def test_engine_packages_are_imported_in_their_adapters_only() -> None:
         ("vllm_proxy.edge", "from ..auth import store", True),
         ("vllm_proxy.edge.routes.chat", "from ...auth import store", False),
         ("vllm_proxy.common.errors", "from vllm_proxy.edge import app", False),
+        ("vllm_proxy.cli.keys", "from vllm_proxy.auth import keys", False),
+        ("vllm_proxy.auth.keys", "from vllm_proxy.cli import output", False),
     ],
 )
 def test_the_check_sees_a_service_that_imports_another(module: str, source: str, is_package: bool) -> None:

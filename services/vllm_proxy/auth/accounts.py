@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vllm_proxy.auth.account import Account
 from vllm_proxy.auth.keys import ApiKey, KeyRing
 from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.scope import Scope
 from vllm_proxy.auth.store import Balance, StoredState
+
+
+class Holding(NamedTuple):
+    """What a key has used and holds now."""
+
+    balance: Balance
+    running: int
+    reserved_tokens: int
+    #: Tokens that count against its quota in the period now.
+    quota_used: int
+    #: Unix milliseconds; None: never, or no quota.
+    quota_resets_at_ms: int | None
 
 
 class User(Scope):
@@ -62,8 +76,22 @@ class Accounts:
         account = self._accounts.get(digest)
         if account is not None:
             return account
-        key = self.keys.find(digest)
+        key = self.keys.of_account(digest)
         return self._configured(digest, key, key.user if key is not None else user, now_ns)
+
+    def holding_of(self, key: ApiKey, calendar: Calendar, now_ns: int) -> Holding:
+        """Makes no account for a key that was never asked for: all keys may be looked at."""
+        if key.digest in self._accounts:
+            scope = self.of_key(key, now_ns)
+        else:
+            scope = Account(self._balances.get(key.digest) or Balance())
+            scope.quota, scope.quota_period = key.quota, key.quota_period
+            self._take_up(scope, self._periods.get(key.digest))
+        resets_at_ms = None
+        if key.quota is not None and key.quota_period is not None:
+            resets_at_ms = calendar.day_end_ms if key.quota_period == "day" else calendar.month_end_ms
+        used = scope.used_tokens(calendar)
+        return Holding(scope.balance, scope.running, scope.reserved_tokens, used, resets_at_ms)
 
     def user(self, name: str, now_ns: int) -> User:
         user = self._users.get(name)

@@ -12,10 +12,10 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 
 from vllm_proxy.auth.account import Account, Path
-from vllm_proxy.auth.accounts import Accounts
+from vllm_proxy.auth.accounts import Accounts, Holding
 from vllm_proxy.auth.clock import Clock
 from vllm_proxy.auth.config import AuthConfig
-from vllm_proxy.auth.decision import Ask, Decision
+from vllm_proxy.auth.decision import Ask, Decision, Standing
 from vllm_proxy.auth.keys import ApiKey, KeyRing
 from vllm_proxy.auth.lease import Lease, Operation
 from vllm_proxy.auth.lease_book import LeaseBook
@@ -80,6 +80,7 @@ class Admission:
     def restore(self, state: StoredState) -> None:
         """Takes up where the store's last process ended. Call once, first."""
         self._accounts.restore(state, self._calendar)
+        self.keys.lapse(self._clock.unix_ms())
         self._estimates.restore(state.ratios)
         self.book.restore(state)
 
@@ -92,7 +93,7 @@ class Admission:
 
     def put_key(self, key: ApiKey) -> None:
         """Takes a key that the API made or changed; the caller makes it durable."""
-        is_new = self.keys.find(key.digest) is None
+        is_new = self.keys.of_account(key.digest) is None
         self.keys.put(key)
         if is_new:
             self._metrics.keys.set(len(self.keys))
@@ -121,6 +122,20 @@ class Admission:
     def account_of(self, key: ApiKey) -> Account:
         return self._accounts.of_key(key, self._clock.now_ns())
 
+    def holding_of(self, key: ApiKey) -> Holding:
+        self._calendar.advance(self._clock.unix_ms())
+        return self._accounts.holding_of(key, self._calendar, self._clock.now_ns())
+
+    def standing_of(self, key: ApiKey) -> Standing:
+        """A key's limits and what is left of them now, for requests that no limit for single models concerns."""
+        now_ns = self._clock.now_ns()
+        self._calendar.advance(self._clock.unix_ms())
+        account = self._accounts.of_key(key, now_ns)
+        path = account.path
+        return Standing(
+            account.limits, path.max_response_tokens, *path.states(now_ns), path.quota_remaining(self._calendar)
+        )
+
     def leases(self) -> Iterator[tuple[Lease, int]]:
         """The open leases, each with its expiry in Unix milliseconds."""
         now_ns, now_ms = self._clock.now_ns(), self._clock.unix_ms()
@@ -129,6 +144,7 @@ class Admission:
 
     def tick(self) -> list[Record]:
         """What time alone decides. Call a few times a second."""
+        self.keys.lapse(self._clock.unix_ms())
         records = self.book.tick()
         self.waiting.serve()
         now_ns = self._clock.now_ns()

@@ -46,6 +46,8 @@ class AuthConfig:
     #: What a cached prompt token is charged, in millionths of a token.
     cached_weight_ppm: int
     ledger_retention_days: int
+    audit_retention_days: int
+    rotation_overlap_ms: int
     metrics_port: int | None
     drain_timeout_s: float
     #: The URL of a Redis; empty: SQLite in `store_path`.
@@ -84,6 +86,8 @@ class AuthConfig:
             settle_grace_ns=round(auth.settle_grace_s * NS_PER_SECOND),
             cached_weight_ppm=round(auth.cached_token_weight * 1_000_000),
             ledger_retention_days=auth.ledger_retention_days,
+            audit_retention_days=auth.audit_retention_days,
+            rotation_overlap_ms=round(auth.rotation_overlap_s * 1000),
             metrics_port=auth.metrics_port,
             drain_timeout_s=auth.drain_timeout_s,
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vllm_proxy.auth.lease import Operation
 from vllm_proxy.auth.limiter import LimitState
+from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.prompt_estimate import Script
 from vllm_proxy.auth.refusal import Refusal
 from vllm_proxy.auth.store import LeaseOpened, Record
@@ -50,6 +52,16 @@ class Decision:
     #: Of a READ: patterns over the models that the key may use; None: all.
     models: tuple[str, ...] | None = None
     record: LeaseOpened | None = None
+
+
+class Standing(NamedTuple):
+    """A key's limits and what is left of them, its user's and everybody's included."""
+
+    limits: Limits
+    max_response_tokens: int | None
+    requests: LimitState | None
+    tokens: LimitState | None
+    quota_remaining: int | None
 
 
 @dataclass(slots=True)

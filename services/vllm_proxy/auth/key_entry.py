@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
-from vllm_proxy.auth.keys import ApiKey, KeySource, digest_of
+from vllm_proxy.auth.keys import ApiKey, KeySource, Rotation, digest_of
 from vllm_proxy.auth.limits import DEFAULT, Default, KeyRules, LimitOverrides, QuotaPeriod, shared
 
 _FIELDS = frozenset(
@@ -17,6 +18,8 @@ _FIELDS = frozenset(
         *("rate_limit", "max_response_tokens", "models", "model_limits", "priority", "admission_wait_ms"),
     )
 )
+#: Only of keys that the API made.
+_ROTATION_FIELDS = ("secret_sha256", "old_secret_sha256", "old_secret_expires_at_ms")
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 #: Keys shorter than this show only a few characters of themselves.
@@ -31,11 +34,21 @@ _RATE_LIMIT_FIELDS = ("qps", "concurrent", "tokens_per_minute")
 _MODEL_LIMIT_FIELDS = (*_RATE_LIMIT_FIELDS, "max_response_tokens")
 
 
+class Cleared(Enum):
+    """A field that is no longer to be there. None is a value: null."""
+
+    CLEARED = "cleared"
+
+
+CLEARED: Final = Cleared.CLEARED
+
+
 def parse_entry(entry: Any, source: KeySource = KeySource.FILE) -> ApiKey:
     """A key from its JSON object. Raises ValueError, which names the field and never the key."""
     if not isinstance(entry, dict):
         raise ValueError("must be an object")
-    if unknown := sorted(set(entry) - _FIELDS):
+    known = _FIELDS.union(_ROTATION_FIELDS) if source is KeySource.API else _FIELDS
+    if unknown := sorted(set(entry) - known):
         raise ValueError(f"unknown field {unknown[0][:40]!r}")
     digest, prefix = _identity(entry)
     quota = _whole_number(entry, "quota", least=0, what="a whole number of tokens, or null for unlimited")
@@ -60,6 +73,7 @@ def parse_entry(entry: Any, source: KeySource = KeySource.FILE) -> ApiKey:
         ),
         name=_label(entry, "name", required=False),
         source=source,
+        rotation=_rotation(entry),
     )
 
 
@@ -72,7 +86,7 @@ def entry_of(key: ApiKey) -> dict[str, Any]:
         "prefix": key.prefix or None,
         "name": key.name or None,
         "quota_period": key.quota_period,
-        "expires_at": None if key.expires_at_ms is None else _rfc3339(key.expires_at_ms),
+        "expires_at": None if key.expires_at_ms is None else rfc3339(key.expires_at_ms),
         "models": None if rules.models is None else list(rules.models),
         "priority": rules.priority,
         "admission_wait_ms": rules.admission_wait_ms,
@@ -83,9 +97,21 @@ def entry_of(key: ApiKey) -> dict[str, Any]:
     limits.pop("max_response_tokens", None)
     if limits:
         entry["rate_limit"] = limits
+    if (rotation := key.rotation) is not None:
+        entry["secret_sha256"], entry["old_secret_sha256"] = rotation.secret.hex(), rotation.old.hex()
+        entry["old_secret_expires_at_ms"] = rotation.old_expires_at_ms
     if rules.model_limits:
         entry["model_limits"] = {pattern: _given(limits) for pattern, limits in rules.model_limits}
     return entry
+
+
+def changed(entry: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with each changed field in the place of its own; one that is CLEARED is left out."""
+    after = {**entry, **changes}
+    if after.get("quota") is None or after["quota"] is CLEARED:
+        # It goes with the quota, unless it was asked for.
+        after = {name: value for name, value in after.items() if name != "quota_period" or name in changes}
+    return {name: value for name, value in after.items() if value is not CLEARED}
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[bytes, str]:
@@ -103,6 +129,18 @@ def _identity(entry: Mapping[str, Any]) -> tuple[bytes, str]:
     if prefix is not None and (not isinstance(prefix, str) or len(prefix) > _LONG_KEY or not prefix.isprintable()):
         raise ValueError(f'"prefix" must be at most {_LONG_KEY} printable characters')
     return bytes.fromhex(digest_hex), prefix or ""
+
+
+def _rotation(entry: Mapping[str, Any]) -> Rotation | None:
+    if "secret_sha256" not in entry:
+        return None
+    secret, old, expires_at_ms = (entry.get(field) for field in _ROTATION_FIELDS)
+    for digest_hex in (secret, old):
+        if not isinstance(digest_hex, str) or not _HASH.fullmatch(digest_hex):
+            raise ValueError('"secret_sha256" and "old_secret_sha256" must be 64 hexadecimal digits')
+    if type(expires_at_ms) is not int:
+        raise ValueError('"old_secret_expires_at_ms" must be a whole number')
+    return Rotation(bytes.fromhex(str(secret)), bytes.fromhex(str(old)), expires_at_ms)
 
 
 def prefix_of(key: str) -> str:
@@ -161,7 +199,7 @@ def _expires_at_ms(entry: Mapping[str, Any]) -> int | None:
         raise ValueError('"expires_at" must be a time with its zone, like "2027-01-31T12:00:00Z"') from None
 
 
-def _rfc3339(unix_ms: int) -> str:
+def rfc3339(unix_ms: int) -> str:
     timespec = "milliseconds" if unix_ms % 1000 else "seconds"
     return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 

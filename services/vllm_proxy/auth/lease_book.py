@@ -68,7 +68,7 @@ class LeaseBook:
         now_ns, now_ms = self._clock.now_ns(), self._clock.unix_ms()
         for opened in state.leases:
             lease = Lease(*opened, expires_ns=now_ns + self.ttl_ns)
-            if not lease.user and (key := self._accounts.keys.find(lease.account)) is not None:
+            if not lease.user and (key := self._accounts.keys.of_account(lease.account)) is not None:
                 lease.user = key.user
             account = self._accounts.of_digest(lease.account, lease.user, now_ns)
             lease.scopes = account.path_for(lease.model).scopes
@@ -111,7 +111,7 @@ class LeaseBook:
         """Lets limits for models that came while requests run count those that run."""
         now_ns = self._clock.now_ns()
         for lease in self._open.values():
-            if (key := self._accounts.keys.find(lease.account)) is None or not key.rules.model_limits:
+            if (key := self._accounts.keys.of_account(lease.account)) is None or not key.rules.model_limits:
                 continue
             for scope in self._accounts.of_key(key, now_ns).path_for(lease.model).scopes:
                 # Whose the request was when it came stays.

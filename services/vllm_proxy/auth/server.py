@@ -10,8 +10,10 @@ import logging
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.auth.admission import Admission
+from vllm_proxy.auth.audit_log import AuditLog
 from vllm_proxy.auth.clock import Clock, SystemClock
 from vllm_proxy.auth.config import AuthConfig
+from vllm_proxy.auth.key_administration import KeyAdministration
 from vllm_proxy.auth.key_entry import parse_entry
 from vllm_proxy.auth.keys import ApiKey, KeyRing, KeySource, key_id_of
 from vllm_proxy.auth.keys_file import UnreadableKeysFile, create_if_missing, load_keys, warn_about_keys
@@ -51,7 +53,9 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         if config.redis_url:  # the file may have changed while this replica stood by
             declared = _declared_keys(config)
         admission = restored(config, declared, metrics, clock, store)
-        servicer = AuthServicer(admission, store, config.api_keys_file, metrics)
+        audit = AuditLog(store, clock, config.audit_retention_days)
+        keys = KeyAdministration(admission, store, audit, clock, config.api_keys_file, config.rotation_overlap_ms)
+        servicer = AuthServicer(admission, store, keys, audit, clock, config.api_keys_file, metrics)
 
         rpc = RpcServer(config.address, loaded.settings.grpc, [SERVICE_NAME, MAINTENANCE])
         auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, rpc.server)
@@ -72,7 +76,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         timer = WaitTimer(admission.waiting, clock)
         stack.callback(timer.close)
         spawn(tasks, watch_settings(loaded.path, apply), "auth-config-watch")
-        ticking = spawn(tasks, _tick(admission, store), "auth-tick")
+        ticking = spawn(tasks, _tick(admission, audit, store), "auth-tick")
         stopping = spawn(tasks, stop.wait(), "auth-stop")
         await rpc.set_serving(True)
         log.info("ready", extra={"address": address, "keys": len(admission.keys), "store": store.place})
@@ -142,8 +146,8 @@ def _declared_keys(config: AuthConfig) -> list[ApiKey]:
     return declared.keys
 
 
-async def _tick(admission: Admission, store: Store) -> None:
+async def _tick(admission: Admission, audit: AuditLog, store: Store) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
-        if records := admission.tick():
+        if records := [*admission.tick(), *audit.tick()]:
             store.append(records, lambda: None)

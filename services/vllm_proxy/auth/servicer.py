@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.auth.admission import Admission
+from vllm_proxy.auth.audit_log import AuditLog
+from vllm_proxy.auth.clock import Clock
+from vllm_proxy.auth.key_administration import KeyAdministration
+from vllm_proxy.auth.key_methods import KeyMethods
+from vllm_proxy.auth.key_wire import actor_of
 from vllm_proxy.auth.keys_file import UnreadableKeysFile, load_keys, warn_about_keys
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.session import Session
-from vllm_proxy.auth.store import Record, Store
+from vllm_proxy.auth.store import Store, make_durable
+from vllm_proxy.auth.usage_methods import UsageMethods
 from vllm_proxy.auth.wire import STORE_AWAY, admit_response, ask_of, settlement_of
 from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
 
@@ -23,12 +28,24 @@ log = logging.getLogger(__name__)
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["AuthService"].full_name
 
 
-class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
+class AuthServicer(KeyMethods, UsageMethods, auth_pb2_grpc.AuthServiceServicer):
     """Add to a gRPC server under SERVICE_NAME. `drain` before that server stops."""
 
-    def __init__(self, admission: Admission, store: Store, keys_file: Path, metrics: AuthMetrics) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        store: Store,
+        keys: KeyAdministration,
+        audit: AuditLog,
+        clock: Clock,
+        keys_file: Path,
+        metrics: AuthMetrics,
+    ) -> None:
         self._admission = admission
         self._store = store
+        self._keys = keys
+        self._audit = audit
+        self._clock = clock
         self._keys_file = keys_file
         self._metrics = metrics
         self._sessions: set[Session] = set()
@@ -57,54 +74,31 @@ class AuthServicer(auth_pb2_grpc.AuthServiceServicer):
             raise AuthUnavailable(STORE_AWAY)
         decision = self._admission.admit(ask_of(request, request.owner_id))
         if decision.record is not None:
-            await self._durable([decision.record])
+            await make_durable(self._store, [decision.record])
         return admit_response(request.seq, decision)
 
     async def Settle(self, request: pb.SettleRequest, context: Any) -> pb.SettleResponse:
         verdict = self._admission.book.settle(settlement_of(request))
         self._admission.waiting.serve()
-        await self._durable(verdict.records)
+        await make_durable(self._store, verdict.records)
         return pb.SettleResponse(seq=request.seq, applied=verdict.applied)
 
-    async def _durable(self, records: Sequence[Record]) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def durable() -> None:
-            if not done.cancelled():
-                done.set_result(None)
-
-        self._store.append(records, durable)
-        await done
-
     async def ReloadKeys(self, request: pb.ReloadKeysRequest, context: Any) -> pb.ReloadKeysResponse:
+        actor, target = actor_of(request.actor, context), str(self._keys_file)
         try:
             declared = await asyncio.to_thread(load_keys, self._keys_file)
         except UnreadableKeysFile as e:
             log.error("api keys not reloaded", extra={"detail": str(e)})
-            raise InvalidRequest(str(e)) from None
+            error = InvalidRequest(str(e))
+            await self._audit.failed(actor, "keys.reload", target, error)
+            raise error from None
         warn_about_keys(self._keys_file, declared)
         self._admission.declare_keys(declared.keys)
-        keys = len(self._admission.keys)
-        log.info("api keys reloaded", extra={"keys": keys, "skipped": len(declared.problems)})
+        keys, skipped = len(self._admission.keys), len(declared.problems)
+        log.info("api keys reloaded", extra={"keys": keys, "skipped": skipped})
+        detail = f"{len(declared.keys)} keys, {skipped} entries skipped"
+        await make_durable(self._store, [self._audit.entry(actor, "keys.reload", target, detail=detail)])
         return pb.ReloadKeysResponse(keys=keys, problems=declared.problems)
-
-    async def ListKeys(self, request: pb.ListKeysRequest, context: Any) -> pb.ListKeysResponse:
-        response = pb.ListKeysResponse()
-        for key in self._admission.keys:
-            account = self._admission.account_of(key)
-            response.keys.add(
-                key_id=key.key_id,
-                prefix=key.prefix,
-                user=key.user,
-                enabled=key.enabled,
-                quota=key.quota,
-                prompt_tokens=max(0, account.balance.prompt_tokens),
-                completion_tokens=max(0, account.balance.completion_tokens),
-                requests=account.balance.requests,
-                running=account.running,
-                reserved_tokens=account.reserved_tokens,
-            )
-        return response
 
     async def ListLeases(self, request: pb.ListLeasesRequest, context: Any) -> pb.ListLeasesResponse:
         response = pb.ListLeasesResponse()

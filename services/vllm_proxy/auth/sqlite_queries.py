@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from vllm_proxy.auth.keys import KEY_ID_BYTES
 from vllm_proxy.auth.sqlite_records import AUDIT
 from vllm_proxy.auth.store import (
     AuditEntry,
@@ -23,7 +24,7 @@ _DIGEST_BYTES = 32
 _GROUPS: dict[UsageColumn, str] = {
     "hour": "hour",
     "day": "hour / 24",
-    "key": "account",
+    "key": f"substr(account, 1, {KEY_ID_BYTES})",
     "user": "user",
     "model": "model",
     "base_model": "iif(base_model = '', model, base_model)",

@@ -213,6 +213,7 @@ class UsageRow(NamedTuple):
 
     #: Of the hour or day.
     start_ms: int
+    #: The first bytes, which make the key's id.
     account: bytes
     user: str
     #: Empty for requests that no model answered.

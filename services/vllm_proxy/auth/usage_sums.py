@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from vllm_proxy.auth.keys import KEY_ID_BYTES
 from vllm_proxy.auth.store import UsageColumn, UsageQuery, UsageRow
 
 MS_PER_HOUR = 3_600_000
@@ -88,7 +89,7 @@ def _value(row: HourRow, column: UsageColumn) -> int | str | bytes:
         case "day":
             return row.hour // _HOURS_PER_DAY
         case "key":
-            return row.account
+            return row.account[:KEY_ID_BYTES]
         case "user":
             return row.user
         case "model":

@@ -66,9 +66,9 @@ def admit_response(seq: int, decision: Decision) -> pb.AdmitResponse:
         if refusal.retry_after_ns is not None:
             response.retry_after_ms = _milliseconds(refusal.retry_after_ns)
     if decision.requests is not None:
-        _fill(response.requests, decision.requests)
+        fill_state(response.requests, decision.requests)
     if decision.tokens is not None:
-        _fill(response.tokens, decision.tokens)
+        fill_state(response.tokens, decision.tokens)
     if decision.quota_remaining is not None:
         response.quota_remaining = decision.quota_remaining
     if decision.max_response_tokens is not None:
@@ -99,7 +99,7 @@ def settlement_of(request: pb.SettleRequest) -> Settlement:
     )
 
 
-def _fill(message: pb.RateLimitState, state: LimitState) -> None:
+def fill_state(message: pb.RateLimitState, state: LimitState) -> None:
     message.limit = state.limit
     message.remaining = state.remaining
     message.reset_ms = _milliseconds(state.reset_ns)

@@ -113,6 +113,11 @@ ENGINE_ROUTES = (
 _PARAMETER = "[A-Za-z0-9_-]{1,128}"
 
 
+def path_pattern(path: str) -> re.Pattern[str]:
+    """What a path with `{parameter}`s stands for."""
+    return re.compile(_PARAMETER.join(re.escape(piece) for piece in re.split(r"\{\w+\}", path)), re.ASCII)
+
+
 class RouteTable:
     """Finds routes by exact method and path."""
 
@@ -122,8 +127,7 @@ class RouteTable:
         self._patterns: list[tuple[re.Pattern[str], EngineRoute]] = []
         for path, route in rows:
             if "{" in path:
-                pattern = _PARAMETER.join(re.escape(piece) for piece in re.split(r"\{\w+\}", path))
-                self._patterns.append((re.compile(pattern, re.ASCII), route))
+                self._patterns.append((path_pattern(path), route))
             else:
                 self._exact[route.method, path] = route
 

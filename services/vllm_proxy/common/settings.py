@@ -260,6 +260,10 @@ class Auth(Section):
     """What a prompt token that came from the prefix cache is charged, as a share of a token."""
     ledger_retention_days: PositiveInt = 90
     """How long single settlements are kept; their sums by hour, key, user and model stay."""
+    audit_retention_days: PositiveInt = 365
+    """How long the audit log tells who administered what."""
+    rotation_overlap_s: Annotated[float, Field(ge=0, le=31_536_000)] = 86_400
+    """How long a key's old secret stays good after a rotation, unless the rotation says otherwise."""
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 5

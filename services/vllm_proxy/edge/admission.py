@@ -62,6 +62,8 @@ class Settlement:
     cached_tokens: int = 0
     completion_tokens: int = 0
     on_durable: Callable[[], None] | None = None
+    #: The base of `model`, or `model` itself; empty if it is not known.
+    base_model: str = ""
 
 
 @dataclass(slots=True)
@@ -249,6 +251,7 @@ def _fill_settle(frame: pb.SettleRequest, seq: int, settlement: Settlement) -> N
     frame.source = pb.SOURCE_EDGE
     frame.outcome = settlement.outcome
     frame.model = settlement.model
+    frame.base_model = settlement.base_model
     frame.host = settlement.host
     usage = frame.usage
     usage.prompt_tokens = settlement.prompt_tokens

@@ -33,9 +33,13 @@ from vllm_proxy.edge.http_protocol import with_limits
 from vllm_proxy.edge.inference import InferenceEndpoint
 from vllm_proxy.edge.metrics import EdgeMetrics, leave_multiprocess, prepare_multiprocess
 from vllm_proxy.edge.routes.admin import admin_router
+from vllm_proxy.edge.routes.audit import audit_router
 from vllm_proxy.edge.routes.health import health_router
+from vllm_proxy.edge.routes.keys import keys_router
 from vllm_proxy.edge.routes.metrics import metrics_router
 from vllm_proxy.edge.routes.models import models_router
+from vllm_proxy.edge.routes.own_usage import own_usage_router
+from vllm_proxy.edge.routes.usage import usage_router
 from vllm_proxy.edge.table_watch import TableWatch
 
 log = logging.getLogger(__name__)
@@ -88,18 +92,24 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             known = {f"engine-{name}": hosts.channel_to(name) for name in hosts.table.hosts}
             return {"auth": auth_channel, "router": router_channel} | {k: c for k, c in known.items() if c is not None}
 
+        auth_service = auth_pb2_grpc.AuthServiceStub(auth_channel)
+        call_timeout_s = config.grpc.call_timeout_s
         routers = (
             health_router(hosts, lambda: {"auth": auth.connected, "router": watch.connected}, lambda: draining),
             metrics_router(context.metrics, channels, config.grpc.call_timeout_s),
             models_router(hosts.table, auth),
             admin_router(
                 auth,
-                auth_pb2_grpc.AuthServiceStub(auth_channel),
+                auth_service,
                 router_pb2_grpc.RouterServiceStub(router_channel),
-                FleetLogs(LogFolder(config.log_dir, config.log_stems), channels, config.grpc.call_timeout_s),
-                config.grpc.call_timeout_s,
+                FleetLogs(LogFolder(config.log_dir, config.log_stems), channels, call_timeout_s),
+                call_timeout_s,
                 config.adapter_timeout_s,
             ),
+            keys_router(auth, auth_service, call_timeout_s),
+            usage_router(auth, auth_service, call_timeout_s),
+            own_usage_router(auth_service, call_timeout_s),
+            audit_router(auth, auth_service, call_timeout_s),
         )
         api = build_api(routers)
         app = EdgeApp(InferenceEndpoint(context), api, routes_of(api, routers), config.max_header_bytes)

@@ -14,6 +14,7 @@ from vllm_proxy.common.errors import InvalidApiKey
 _FORWARDED = (b"x-forwarded-for", b"x-real-ip", b"forwarded")
 _FORWARDED_FOR = re.compile(r'for\s*=\s*("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 _LOCAL = frozenset({"127.0.0.1", "::1"})
+_MAX_ADDRESS = 64
 
 
 def api_key_sha256(headers: Mapping[bytes, bytes]) -> bytes:
@@ -38,6 +39,16 @@ def client_is_local(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) ->
     if not any(name in headers for name in _FORWARDED):
         return True
     return all(_is_loopback(address) for address in _forwarded_addresses(scope["headers"]))
+
+
+def client_address(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> str:
+    """Where the client is, for the audit log: the peer, or whom a proxy on this machine names as its own peer."""
+    client = scope.get("client")
+    peer = str(client[0]) if client is not None else "unix"
+    if (client is None or _is_loopback(peer)) and any(name in headers for name in _FORWARDED):
+        # The last one was written by the proxy that we see; those before it are hearsay.
+        *_, peer = _forwarded_addresses(scope["headers"])
+    return peer.strip()[:_MAX_ADDRESS]
 
 
 def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[str]:

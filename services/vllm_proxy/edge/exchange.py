@@ -372,13 +372,18 @@ class Exchange:
             return
         self._host_done = True
         self._settled_at = self._context.clock()
+        model, host = self._request.model or "", self._session.name if self._session is not None else ""
+        # A name that nobody serves is worth nothing in the books: only what answered has a base model.
+        answered = self._prompt_tokens or self._completion_tokens
+        base_model = self._context.hosts.base_of(model, host if answered else "")
         self._context.auth.settle(
             Settlement(
                 lease_id=self._lease_id,
                 attempt=self._attempt,
                 outcome=outcome,
-                model=self._request.model or "",
-                host=self._session.name if self._session is not None else "",
+                model=model,
+                base_model=base_model,
+                host=host,
                 prompt_tokens=self._prompt_tokens,
                 cached_tokens=self._cached_tokens,
                 completion_tokens=self._completion_tokens,

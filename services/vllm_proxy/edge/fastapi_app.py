@@ -25,8 +25,9 @@ def build_api(routers: Iterable[APIRouter]) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def validation_error(_request: Request, error: RequestValidationError) -> Response:
         faults = error.errors()
-        first = faults[0] if faults else {"loc": (), "msg": "not valid"}
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        first = faults[0] if faults else {"loc": (), "msg": "not valid", "type": ""}
+        # The first part says where the parameter was looked for; of broken JSON the second is a position.
+        where = "" if first["type"] == "json_invalid" else ".".join(str(part) for part in first["loc"][1:])
         message = f"{where}: {first['msg']}" if where else str(first["msg"])
         return _response(UnprocessableRequest(message, metadata={"param": where} if where else None))
 

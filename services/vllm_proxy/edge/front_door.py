@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from vllm_proxy.common.engine_routes import EDGE_ROUTES, engine_path, error_shape
+from vllm_proxy.common.engine_routes import EDGE_ROUTES, engine_path, error_shape, path_pattern
 from vllm_proxy.common.errors import HeadersTooLarge, MethodNotAllowed, RequestTooLarge, RouteNotFound, ServiceError
 from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.edge.errors import unexpected
@@ -30,13 +30,14 @@ class EdgeApp:
         api_routes: Iterable[tuple[str, str]],
         max_header_bytes: int,
     ) -> None:
-        """`api` answers the (method, path) pairs in `api_routes`."""
+        """`api` answers the (method, path) pairs in `api_routes`. A path may have `{parameter}`s."""
         self._inference = inference
         self._api = api
         self._api_routes = {(method, path.encode()) for method, path in api_routes}
         self._methods: dict[bytes, list[str]] = {}
         for method, path in self._api_routes:
             self._methods.setdefault(path, []).append(method)
+        self._templates = [(path_pattern(path.decode()), path) for path in self._methods if b"{" in path]
         self._max_header_bytes = max_header_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,6 +47,8 @@ class EdgeApp:
         # As it was written; anything but ASCII is in no route.
         path = key[1].decode("latin-1")
         route = EDGE_ROUTES.find(key[0], path)
+        if route is None:
+            key = (key[0], self._template_of(key[1]))
         try:
             if sum(map(len, chain.from_iterable(scope["headers"]))) > self._max_header_bytes:
                 raise HeadersTooLarge
@@ -93,6 +96,13 @@ class EdgeApp:
 
     def _allowed(self, path: bytes) -> list[str]:
         return sorted({*EDGE_ROUTES.methods(path.decode("latin-1")), *self._methods.get(path, ())})
+
+    def _template_of(self, path: bytes) -> bytes:
+        """The route's path that this one is written for, else itself."""
+        if path in self._methods:
+            return path
+        text = path.decode("latin-1")
+        return next((template for pattern, template in self._templates if pattern.fullmatch(text)), path)
 
     def _no_route(self, method: str, path: bytes) -> ServiceError:
         shown = path[:200].decode("ascii", "replace")

@@ -65,6 +65,10 @@ class Hosts:
         """The host whose stored responses have this tag; None if it is away."""
         return next((s for name, s in self._sessions.items() if s.connected and host_tag(name) == tag), None)
 
+    def base_of(self, model: str, host: str) -> str:
+        """The base model behind a name; see RoutingTable."""
+        return self.table.base_of(model, host)
+
     async def wait_changed(self) -> None:
         """Returns when the table or a session changed, so that a pick may go differently."""
         if self._changed is None:

@@ -156,7 +156,13 @@ class EngineHost:
             meter.completion_tokens,
             model,
             self.name,
+            self._base_model(model) if meter.prompt_tokens else "",
         )
+
+    def _base_model(self, model: str) -> str:
+        """What stands behind a name that was answered."""
+        names = self.engine.base_models()
+        return self._registry.base_of(model) or (model if model in names else next(iter(names), ""))
 
     # Adapters.
 

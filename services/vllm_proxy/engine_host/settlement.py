@@ -37,6 +37,7 @@ class End(NamedTuple):
     completion_tokens: int
     model: str
     host: str
+    base_model: str = ""
 
     def settlement(self, seq: int) -> auth_pb2.SettleRequest:
         return auth_pb2.SettleRequest(
@@ -52,6 +53,7 @@ class End(NamedTuple):
             ),
             model=self.model,
             host=self.host,
+            base_model=self.base_model,
         )
 
 

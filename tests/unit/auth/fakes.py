@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from vllm_proxy.auth.admission import Admission
+from vllm_proxy.auth.audit_log import AuditLog
 from vllm_proxy.auth.config import AuthConfig
 from vllm_proxy.auth.decision import Ask, Decision, Verdict
+from vllm_proxy.auth.key_administration import KeyAdministration
 from vllm_proxy.auth.keys import ApiKey, KeyRing, digest_of
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limiter import NS_PER_SECOND
@@ -20,7 +23,25 @@ from vllm_proxy.auth.limits import Limits
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.scope import UNLIMITED
-from vllm_proxy.auth.store import Record, StoredState, UsageQuery, UsageRow
+from vllm_proxy.auth.servicer import AuthServicer
+from vllm_proxy.auth.store import (
+    AuditEntry,
+    AuditQuery,
+    KeyQuery,
+    KeyRevoked,
+    KeyStored,
+    LedgerEntry,
+    NumberedAuditEntry,
+    Record,
+    Store,
+    StoredKey,
+    StoredState,
+    UsageQuery,
+    UsageRow,
+)
+from vllm_proxy.auth.usage_sums import MS_PER_HOUR, HourRow, sum_usage
+
+T = TypeVar("T")
 
 TTL_S = 30
 GRACE_S = 300
@@ -40,6 +61,8 @@ CONFIG = AuthConfig(
     settle_grace_ns=GRACE_S * NS_PER_SECOND,
     cached_weight_ppm=1_000_000,
     ledger_retention_days=90,
+    audit_retention_days=365,
+    rotation_overlap_ms=86_400_000,
     metrics_port=None,
     drain_timeout_s=1.0,
 )
@@ -74,6 +97,7 @@ class MemoryStore:
         self.hold = False
         self.accepting = True
         self.place = "memory"
+        self.key_queries: list[KeyQuery] = []
 
     def load(self, recent_since_ms: int, day_since_ms: int, month_since_ms: int) -> StoredState:
         return StoredState()
@@ -89,11 +113,54 @@ class MemoryStore:
         for durable in held:
             asyncio.get_running_loop().call_soon(durable)
 
+    # Questions, over what was appended.
+
+    def records(self, kind: type[T]) -> list[T]:
+        return [record for group in self.groups for record in group if isinstance(record, kind)]
+
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
-        return []
+        return sum_usage([hour_row(entry) for entry in self.records(LedgerEntry)], query)
+
+    async def stored_key(self, digest_prefix: bytes) -> StoredKey | None:
+        return next((key for key in self._keys() if key.digest.startswith(digest_prefix)), None)
+
+    async def stored_keys(self, query: KeyQuery) -> list[StoredKey]:
+        self.key_queries.append(query)
+        found = sorted(self._keys(), key=lambda key: (key.created_at_ms, key.digest))
+        if query.after is not None:
+            at_ms, prefix = query.after
+            found = [key for key in found if (key.created_at_ms, key.digest[: len(prefix)]) > (at_ms, prefix)]
+        if query.user is not None:
+            found = [key for key in found if json.loads(key.data_json)["user"] == query.user]
+        return [key for key in found if query.with_revoked or key.revoked_at_ms is None][: query.max_rows]
+
+    def _keys(self) -> list[StoredKey]:
+        revoked = {record.digest: record.revoked_at_ms for record in self.records(KeyRevoked)}
+        stored = {record.digest: record for record in self.records(KeyStored)}
+        return [StoredKey(*record, revoked.get(digest)) for digest, record in stored.items()]
+
+    async def audit(self, query: AuditQuery) -> list[NumberedAuditEntry]:
+        entries = [NumberedAuditEntry(*row) for row in enumerate(self.records(AuditEntry), start=1)]
+        return [row for row in reversed(entries) if query.before is None or row.number < query.before][: query.max_rows]
 
     async def close(self) -> None:
         pass
+
+
+def hour_row(entry: LedgerEntry) -> HourRow:
+    """What a store keeps of a settlement in its sums by the hour."""
+    known = entry.model if entry.prompt_tokens or entry.completion_tokens else ""
+    return HourRow(
+        entry.settled_at_ms // MS_PER_HOUR, entry.account, entry.user, known, entry.base_model, entry.prompt_tokens,
+        entry.cached_tokens, entry.completion_tokens, entry.charged_tokens, entry.requests,
+    )  # fmt: skip
+
+
+def servicer_of(desk: Desk, store: Store, keys_file: Path) -> AuthServicer:
+    config = desk.config
+    audit = AuditLog(store, desk.clock, config.audit_retention_days)
+    keys = KeyAdministration(desk.admission, store, audit, desk.clock, keys_file, config.rotation_overlap_ms)
+    return AuthServicer(desk.admission, store, keys, audit, desk.clock, keys_file, desk.metrics)
 
 
 class Desk:

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from tests.unit.auth.fakes import Desk, MemoryStore, api_key
+from tests.unit.auth.fakes import Desk, MemoryStore, api_key, servicer_of
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
@@ -21,7 +21,7 @@ from vllm_proxy.auth import session as session_module
 from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.lease import Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.limits import KeyRules, LimitOverrides, Limits
-from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
+from vllm_proxy.auth.servicer import SERVICE_NAME
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.common.settings import Grpc
@@ -34,7 +34,7 @@ class Service:
         self.desk = desk
         self.store = MemoryStore()
         self.keys_file = folder / "api_keys.json"
-        self.servicer = AuthServicer(desk.admission, self.store, self.keys_file, desk.metrics)
+        self.servicer = servicer_of(desk, self.store, self.keys_file)
         self.rpc = RpcServer(f"unix:{folder}/a.sock", Grpc(), [SERVICE_NAME])
         auth_pb2_grpc.add_AuthServiceServicer_to_server(self.servicer, self.rpc.server)
         self.channel = grpc.aio.insecure_channel(self.rpc.address)

@@ -144,7 +144,7 @@ def test_a_ring_holds_declared_and_made_keys_and_changes_one_at_a_time() -> None
     ring.remove(made.digest)
     assert ring.find(made.digest) is None
     ring.put(made)
-    assert ring.by_id(made.key_id) is made and ring.by_id("0" * 12) is None
+    assert ring.of_account(made.digest) is made and ring.declared_by_id("0" * 12) is None
     ring.declare([])
     assert ring.find(declared.digest) is hidden and {key.user for key in ring} == {"made", "b"}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from tests.unit.auth.fakes import FakeClock
+from tests.unit.auth.fakes import FakeClock, hour_row
 
 from vllm_proxy.auth import sqlite_queries
 from vllm_proxy.auth.metrics import AuthMetrics
@@ -32,7 +32,7 @@ from vllm_proxy.auth.store import (
     UsageRow,
     make_durable,
 )
-from vllm_proxy.auth.usage_sums import MS_PER_HOUR, HourRow, group_of, sum_usage
+from vllm_proxy.auth.usage_sums import MS_PER_HOUR, group_of, sum_usage
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 ALL = UsageQuery(0, 1000 * MS_PER_HOUR)
@@ -56,14 +56,6 @@ def settled(
     return LedgerEntry(
         "l", account, user, "r", model, "h", 1, 1, 1, tokens, 0, 2 * tokens, 1, True, hour * MS_PER_HOUR + 7,
         3 * tokens, base,
-    )  # fmt: skip
-
-
-def hour_row(entry: LedgerEntry) -> HourRow:
-    known = entry.model if entry.prompt_tokens or entry.completion_tokens else ""
-    return HourRow(
-        entry.settled_at_ms // MS_PER_HOUR, entry.account, entry.user, known, entry.base_model, entry.prompt_tokens,
-        entry.cached_tokens, entry.completion_tokens, entry.charged_tokens, entry.requests,
     )  # fmt: skip
 
 

@@ -158,3 +158,10 @@ def test_only_serving_hosts_are_ever_picked(
     }
     assert (picked is None) == (not allowed)
     assert picked is None or picked.name in allowed
+
+
+def test_the_base_behind_a_name() -> None:
+    built = table(host("a", "base", "alias", "pirate@base"))
+    assert [built.base_of(name, "a") for name in ("base", "alias", "pirate")] == ["base", "alias", "base"]
+    assert built.base_of("resolved-just-now", "a") == "base", "what the host serves"
+    assert built.base_of("nonsense") == built.base_of("x", "gone") == ""

@@ -149,10 +149,14 @@ class ScriptedHosts:
     def __init__(self, *sessions: ScriptedSession) -> None:
         self.table = RoutingTable()
         self.sessions = list(sessions)
+        self.bases = {"m": "m"}
         self._changed = asyncio.Event()
 
     def pick(self, model: str | None, exclude: Any = ()) -> ScriptedSession | None:
         return next((s for s in self.sessions if s.connected and s.name not in exclude), None)
+
+    def base_of(self, model: str, host: str) -> str:
+        return self.bases.get(model) or ("base" if host else "")
 
     async def wait_changed(self) -> None:
         self._changed.clear()

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.edge.edge_peers import Bench, eventually
 
 from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.api.engine.v1 import engine_pb2
 from vllm_proxy.edge.exchange import END_WAIT_S
 
 EVENT = b'data: {"x":1}\n\n'
@@ -403,3 +404,16 @@ async def test_server_that_refuses_a_message_ends_the_request() -> None:
     bench.end(outcome=auth_pb2.OUTCOME_CANCELLED)
     assert len(bench.book.settlements) == 1
     assert not bench.context.running
+
+
+async def test_the_books_learn_the_base_model_of_what_answered_only() -> None:
+    bench = Bench("a")
+    bench.hosts.bases = {}
+    bench.exchange.begin()
+    bench.stream(EVENT)
+    bench.end(outcome=auth_pb2.OUTCOME_FINISHED)
+    unknown = Bench("a")
+    unknown.hosts.bases = {}
+    unknown.exchange.begin()
+    unknown.exchange.ended(engine_pb2.EndFrame())
+    assert [bench.book.settlements[0].base_model for bench in (bench, unknown)] == ["base", ""]

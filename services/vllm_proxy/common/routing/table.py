@@ -45,6 +45,8 @@ class RoutingTable:
         self._pools: dict[str, tuple[Host, ...]] = {}
         self._any: tuple[Host, ...] = ()
         self._rows: tuple[ModelRow, ...] = ()
+        self._bases: dict[str, str] = {}
+        self._host_bases: dict[str, str] = {}
 
     def apply(self, table: pb.WatchTableResponse, local_in_flight: Mapping[str, int] = _NOTHING) -> None:
         """Puts a new table in force. `local_in_flight` is what this process has at each host (by name) right now:
@@ -60,6 +62,10 @@ class RoutingTable:
         self._any = tuple(host for host in self.hosts.values() if host.serving)
         self._pools = self._index(ordered, table)
         self._rows = _rows(host for host in ordered if host.state == pb.HOST_STATE_SERVING)
+        self._bases = {model.name: model.base or model.name for host in ordered for model in host.models}
+        self._host_bases = {
+            host.name: next((model.name for model in host.models if not model.base), "") for host in ordered
+        }
         if table.policy != self._policy.name:
             self._policy = POLICIES.get(table.policy, LeastLoaded)()
 
@@ -84,6 +90,11 @@ class RoutingTable:
         if exclude:
             hosts = tuple(host for host in hosts if host.name not in exclude)
         return self._policy.choose(pool, hosts, local_in_flight) if hosts else None
+
+    def base_of(self, model: str, host: str = "") -> str:
+        """The base model behind a name, which is the name itself unless it is an adapter's. For one that the table
+        does not have (yet), what `host` serves; empty if that is not known either."""
+        return self._bases.get(model) or self._host_bases.get(host, "")
 
     def models(self) -> Sequence[ModelRow]:
         """The models of all SERVING hosts, one row per name: base models first, then adapters."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import grpc.aio
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
-from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RouterUnavailable, ServiceError
-from vllm_proxy.common.ids import REQUEST_ID_METADATA, accept_request_id
-from vllm_proxy.common.rpc.status import from_rpc_error
+from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RouterUnavailable
 from vllm_proxy.edge.admission import AuthClient
 from vllm_proxy.edge.fleet_logs import FleetLogs
-from vllm_proxy.edge.routes.authorization import requires
-
-T = TypeVar("T")
+from vllm_proxy.edge.routes.audit_trail import AuditTrail
+from vllm_proxy.edge.routes.authorization import actor_of, requires
+from vllm_proxy.edge.routes.calls import answer_of, call_metadata
 
 #: Longest life of a log file that can be asked for, in days.
 MAX_DAYS = 36_500
@@ -45,19 +41,23 @@ def admin_router(
     call_timeout_s: float,
     adapter_timeout_s: float,
 ) -> APIRouter:
-    router = APIRouter(prefix="/admin", dependencies=[Depends(requires(auth, auth_pb2.OPERATION_ADMIN))])
+    router = APIRouter(
+        prefix="/admin", tags=["admin"], dependencies=[Depends(requires(auth, auth_pb2.OPERATION_ADMIN))]
+    )
+    audit = AuditTrail(auth_service, call_timeout_s)
 
     @router.post("/reload-keys", summary="Reads the keys file again")
     async def reload_keys(request: Request) -> dict[str, Any]:
         call = auth_service.ReloadKeys(
-            auth_pb2.ReloadKeysRequest(), timeout=call_timeout_s, metadata=_metadata(request)
+            auth_pb2.ReloadKeysRequest(actor=actor_of(request)), timeout=call_timeout_s, metadata=call_metadata(request)
         )
-        answer = await _answer(call, AuthUnavailable)
+        answer = await answer_of(call, AuthUnavailable)
         return {"status": "ok", "keys": answer.keys, "problems": list(answer.problems)}
 
     @router.post("/clean-logs", summary="Removes rotated log files of all services")
-    async def clean_logs(days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7) -> dict[str, Any]:
-        rows = await logs.clean(days)
+    async def clean_logs(request: Request, days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7) -> dict[str, Any]:
+        async with audit.action(request, "logs.clean", f"older than {days} days"):
+            rows = await logs.clean(days)
         freed = sum(row.get("freed_bytes", 0) for row in rows.values())
         return {"status": "ok", "services": rows, "freed_bytes": freed}
 
@@ -73,34 +73,24 @@ def admin_router(
         spec = router_pb2.AdapterSpec(
             name=body.lora_name, path=body.lora_path, base=body.base_model_name or "", replace=body.load_inplace
         )
-        call = router_service.LoadAdapter(
-            router_pb2.LoadAdapterRequest(adapter=spec), timeout=adapter_timeout_s, metadata=_metadata(request)
-        )
-        await _answer(call, RouterUnavailable)
+        async with audit.action(request, "adapter.load", body.lora_name, body.lora_path):
+            call = router_service.LoadAdapter(
+                router_pb2.LoadAdapterRequest(adapter=spec), timeout=adapter_timeout_s, metadata=call_metadata(request)
+            )
+            await answer_of(call, RouterUnavailable)
         return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @router.post("/unload-lora-adapter", summary="Unloads an adapter wherever it is")
     async def unload_lora_adapter(body: UnloadAdapterBody, request: Request) -> Response:
         if not body.lora_name:
             raise InvalidRequest("'lora_name' needs to be provided to unload a LoRA adapter.")
-        call = router_service.UnloadAdapter(
-            router_pb2.UnloadAdapterRequest(name=body.lora_name),
-            timeout=adapter_timeout_s,
-            metadata=_metadata(request),
-        )
-        await _answer(call, RouterUnavailable)
+        async with audit.action(request, "adapter.unload", body.lora_name):
+            call = router_service.UnloadAdapter(
+                router_pb2.UnloadAdapterRequest(name=body.lora_name),
+                timeout=adapter_timeout_s,
+                metadata=call_metadata(request),
+            )
+            await answer_of(call, RouterUnavailable)
         return Response(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     return router
-
-
-async def _answer(call: Awaitable[T], unreachable: type[ServiceError]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as e:
-        raise from_rpc_error(e, unreachable) from None
-
-
-def _metadata(request: Request) -> Any:
-    value = request.headers.get(REQUEST_ID_METADATA)
-    return ((REQUEST_ID_METADATA, accept_request_id(value.encode("latin-1") if value else None)),)

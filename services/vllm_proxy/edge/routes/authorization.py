@@ -1,4 +1,4 @@
-"""Lets a request through if its key may do what the route is for."""
+"""Lets a request through if its key may do what the route is for, and remembers whose it was."""
 
 from __future__ import annotations
 
@@ -9,25 +9,38 @@ from fastapi import Request
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.edge.admission import AdmissionRefused, AuthClient
-from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
+from vllm_proxy.edge.credentials import api_key_sha256, client_address, client_is_local
 
 
 def requires(auth: AuthClient, operation: auth_pb2.Operation) -> Callable[[Request], Awaitable[None]]:
-    """A FastAPI dependency, which leaves the auth service's answer in `request.state.admission`. Raises
-    InvalidApiKey, PermissionDenied, AuthUnavailable."""
+    """A FastAPI dependency, which leaves the auth service's answer in `request.state.admission`, and after which
+    `actor_of` knows who asks. Raises InvalidApiKey, PermissionDenied, AuthUnavailable."""
 
     async def authorize(request: Request) -> None:
         headers: dict[bytes, bytes] = dict(request.scope["headers"])
+        request_id = accept_request_id(headers.get(b"x-request-id"))
         try:
-            request.state.admission = await auth.admit(
+            request.state.admission = answer = await auth.admit(
                 auth_pb2.AdmitRequest(
                     api_key_sha256=api_key_sha256(headers),
                     operation=operation,
-                    request_id=accept_request_id(headers.get(b"x-request-id")),
+                    request_id=request_id,
                     client_is_local=client_is_local(request.scope, headers),
                 )
             )
         except AdmissionRefused as e:
             raise e.error from None
+        request.state.actor = auth_pb2.Actor(
+            key_id=answer.key_id,
+            user=answer.user,
+            client_address=client_address(request.scope, headers),
+            request_id=request_id,
+        )
 
     return authorize
+
+
+def actor_of(request: Request) -> auth_pb2.Actor:
+    """Who asks, for the audit log."""
+    actor: auth_pb2.Actor = request.state.actor
+    return actor

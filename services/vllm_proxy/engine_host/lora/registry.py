@@ -106,6 +106,11 @@ class AdapterRegistry:
         """In the order they were loaded."""
         return list(self._adapters.values())
 
+    def base_of(self, name: str) -> str:
+        """The base model of a loaded adapter; empty if there is none of this name."""
+        adapter = self._adapters.get(name)
+        return adapter.base if adapter is not None else ""
+
     def take_withdrawn(self) -> list[str]:
         """The names that were unloaded at the engine's own port since the last call."""
         names, self._withdrawn = self._withdrawn, []

@@ -68,6 +68,7 @@ class UsageGroup(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     USAGE_GROUP_BASE_MODEL: _ClassVar[UsageGroup]
     USAGE_GROUP_HOUR: _ClassVar[UsageGroup]
     USAGE_GROUP_DAY: _ClassVar[UsageGroup]
+    USAGE_GROUP_ADAPTER: _ClassVar[UsageGroup]
 OPERATION_UNSPECIFIED: Operation
 OPERATION_INFERENCE: Operation
 OPERATION_READ: Operation
@@ -105,6 +106,7 @@ USAGE_GROUP_MODEL: UsageGroup
 USAGE_GROUP_BASE_MODEL: UsageGroup
 USAGE_GROUP_HOUR: UsageGroup
 USAGE_GROUP_DAY: UsageGroup
+USAGE_GROUP_ADAPTER: UsageGroup
 
 class SessionRequest(_message.Message):
     __slots__ = ("hello", "admits", "settles", "renew_lease_ids", "cancel_admit_seqs")
@@ -289,7 +291,7 @@ class Actor(_message.Message):
     def __init__(self, key_id: _Optional[str] = ..., user: _Optional[str] = ..., client_address: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class KeySpec(_message.Message):
-    __slots__ = ("user", "name", "enabled", "quota", "quota_period", "rate_limit", "max_response_tokens", "models", "model_limits", "expires_at_ms", "priority")
+    __slots__ = ("user", "name", "enabled", "quota", "quota_period", "rate_limit", "max_response_tokens", "models", "model_limits", "expires_at_ms", "priority", "admission_wait_ms")
     class ModelLimitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +310,7 @@ class KeySpec(_message.Message):
     MODEL_LIMITS_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_MS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     user: str
     name: str
     enabled: bool
@@ -315,21 +318,24 @@ class KeySpec(_message.Message):
     quota_period: QuotaPeriod
     rate_limit: KeyLimits
     max_response_tokens: int
-    models: _containers.RepeatedScalarFieldContainer[str]
+    models: ModelPatterns
     model_limits: _containers.MessageMap[str, KeyLimits]
     expires_at_ms: int
     priority: str
-    def __init__(self, user: _Optional[str] = ..., name: _Optional[str] = ..., enabled: _Optional[bool] = ..., quota: _Optional[int] = ..., quota_period: _Optional[_Union[QuotaPeriod, str]] = ..., rate_limit: _Optional[_Union[KeyLimits, _Mapping]] = ..., max_response_tokens: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., model_limits: _Optional[_Mapping[str, KeyLimits]] = ..., expires_at_ms: _Optional[int] = ..., priority: _Optional[str] = ...) -> None: ...
+    admission_wait_ms: int
+    def __init__(self, user: _Optional[str] = ..., name: _Optional[str] = ..., enabled: _Optional[bool] = ..., quota: _Optional[int] = ..., quota_period: _Optional[_Union[QuotaPeriod, str]] = ..., rate_limit: _Optional[_Union[KeyLimits, _Mapping]] = ..., max_response_tokens: _Optional[int] = ..., models: _Optional[_Union[ModelPatterns, _Mapping]] = ..., model_limits: _Optional[_Mapping[str, KeyLimits]] = ..., expires_at_ms: _Optional[int] = ..., priority: _Optional[str] = ..., admission_wait_ms: _Optional[int] = ...) -> None: ...
 
 class KeyLimits(_message.Message):
-    __slots__ = ("qps", "concurrent", "tokens_per_minute")
+    __slots__ = ("qps", "concurrent", "tokens_per_minute", "max_response_tokens")
     QPS_FIELD_NUMBER: _ClassVar[int]
     CONCURRENT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESPONSE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     qps: float
     concurrent: int
     tokens_per_minute: int
-    def __init__(self, qps: _Optional[float] = ..., concurrent: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ...) -> None: ...
+    max_response_tokens: int
+    def __init__(self, qps: _Optional[float] = ..., concurrent: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., max_response_tokens: _Optional[int] = ...) -> None: ...
 
 class Key(_message.Message):
     __slots__ = ("key_id", "prefix", "user", "enabled", "quota", "prompt_tokens", "completion_tokens", "requests", "running", "reserved_tokens", "spec", "source", "state", "created_at_ms", "created_by", "last_used_at_ms", "old_secret_expires_at_ms", "revoked_at_ms", "quota_used", "quota_resets_at_ms")
@@ -506,7 +512,7 @@ class QueryUsageResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., from_ms: _Optional[int] = ..., to_ms: _Optional[int] = ...) -> None: ...
 
 class UsageRow(_message.Message):
-    __slots__ = ("key_id", "user", "model", "base_model", "start_ms", "requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+    __slots__ = ("key_id", "user", "model", "base_model", "start_ms", "requests", "prompt_tokens", "cached_tokens", "completion_tokens", "adapter", "charged_tokens")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -516,6 +522,8 @@ class UsageRow(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    CHARGED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     user: str
     model: str
@@ -525,7 +533,9 @@ class UsageRow(_message.Message):
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    def __init__(self, key_id: _Optional[str] = ..., user: _Optional[str] = ..., model: _Optional[str] = ..., base_model: _Optional[str] = ..., start_ms: _Optional[int] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+    adapter: str
+    charged_tokens: int
+    def __init__(self, key_id: _Optional[str] = ..., user: _Optional[str] = ..., model: _Optional[str] = ..., base_model: _Optional[str] = ..., start_ms: _Optional[int] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., charged_tokens: _Optional[int] = ...) -> None: ...
 
 class GetOwnUsageRequest(_message.Message):
     __slots__ = ("api_key_sha256", "client_is_local", "from_ms", "to_ms")
