@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from vllm_proxy.common.settings import ConfigError, VllmLora
+from vllm_proxy.engine_host.engines.command_flags import flag_name, given, missing_flags
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,6 @@ class StartCommand:
     arguments: tuple[str, ...]
     #: Things that were dropped or overridden.
     warnings: tuple[str, ...] = ()
-
-    def has(self, flag: str) -> bool:
-        """Whether the command names a flag, in any spelling: `--max_loras`, `--max-loras=4`, `--x.y 1`, `--no-x`."""
-        return any(_flag(word) in (flag, "--no-" + flag.removeprefix("--")) for word in self.arguments)
 
 
 def read_command(text: str) -> StartCommand:
@@ -103,14 +100,6 @@ def _arguments_index(words: Sequence[str]) -> int:
     raise ConfigError("vllm.start_cmd: neither `vllm serve …` nor `python -m vllm.entrypoints.openai.api_server …`")
 
 
-def _flag(word: str) -> str:
-    """A word as a flag name, dashes for underscores, without `=value` and `.key`; "" if it is none."""
-    if not word.startswith("-"):
-        return ""
-    name = word.partition("=")[0].partition(".")[0]
-    return name.replace("_", "-") if name.startswith("--") else name
-
-
 def _clean(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     kept: list[str] = []
     warnings: list[str] = []
@@ -119,7 +108,7 @@ def _clean(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if skip_value:
             skip_value = False
             continue
-        flag = _flag(word)
+        flag = flag_name(word)
         if flag in REMOVED_FLAGS:
             warnings.append(f"vllm.start_cmd: {flag} no longer exists in vLLM and was dropped")
         elif flag in HOST_FLAGS:
@@ -134,29 +123,24 @@ def lora_arguments(command: StartCommand, lora: VllmLora) -> tuple[list[str], li
     """The flags that the `lora` section adds to the command, and what it wanted but the command says otherwise."""
     if not lora.enabled:
         return [], []
-    wanted: dict[str, str | None] = {
+    return missing_flags(command.arguments, lora_flags(lora, command.arguments), "vllm")
+
+
+def lora_flags(lora: VllmLora, arguments: Sequence[str]) -> dict[str, str | None]:
+    """Flag -> value (None: it takes none) for a command that has these arguments."""
+    loras = given(arguments, "--max-loras") or ""
+    flags: dict[str, str | None] = {
         "--enable-lora": None,
         "--max-lora-rank": str(engine_rank(lora.max_lora_rank)),
         "--max-loras": str(lora.max_loras),
-        "--max-cpu-loras": str(lora.max_cpu_loras),
+        # vLLM refuses fewer in memory than in a batch.
+        "--max-cpu-loras": str(max(lora.max_cpu_loras, int(loras) if loras.isdigit() else 0)),
     }
     if lora.default_mm_loras:
-        wanted["--default-mm-loras"] = json.dumps(lora.default_mm_loras)
+        flags["--default-mm-loras"] = json.dumps(lora.default_mm_loras)
     if lora.limit_mm_per_prompt:
-        wanted["--limit-mm-per-prompt"] = json.dumps(lora.limit_mm_per_prompt)
-    loras = _given(command.arguments, "--max-loras") or ""
-    if loras.isdigit():  # vLLM refuses fewer in memory than in a batch
-        wanted["--max-cpu-loras"] = str(max(lora.max_cpu_loras, int(loras)))
-    added: list[str] = []
-    warnings: list[str] = []
-    for flag, value in wanted.items():
-        if command.has(flag):
-            given = _given(command.arguments, flag)
-            if given != value and not (value is None and given in (None, "true")):
-                warnings.append(f"vllm.start_cmd: {flag} {given or ''} wins over vllm.lora ({value})")
-        else:
-            added += [flag] if value is None else [flag, value]
-    return added, warnings
+        flags["--limit-mm-per-prompt"] = json.dumps(lora.limit_mm_per_prompt)
+    return flags
 
 
 #: The ranks that vLLM lays LoRA memory out for (`MaxLoRARanks` in vllm/config/lora.py, 0.32).
@@ -166,18 +150,6 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def engine_rank(rank: int) -> int:
     """The smallest rank vLLM accepts as `--max-lora-rank` that holds `rank`; the registry enforces `rank` itself."""
     return next((r for r in _RANKS if r >= rank), rank)
-
-
-def _given(arguments: Sequence[str], flag: str) -> str | None:
-    for i, word in enumerate(arguments):
-        if _flag(word) == flag:
-            if "=" in word:
-                return word.partition("=")[2]
-            following = arguments[i + 1] if i + 1 < len(arguments) else ""
-            return None if not following or following.startswith("--") else following
-        if _flag(word) == "--no-" + flag.removeprefix("--"):
-            return "off"
-    return None
 
 
 def parse_arguments(command: StartCommand, lora: VllmLora) -> Namespace:
