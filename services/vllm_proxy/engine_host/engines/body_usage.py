@@ -1,11 +1,14 @@
-"""The `usage` object of an answer that comes as one JSON document, found while its pieces pass."""
+"""The `usage` objects of an answer that is passed on as it is: of one JSON document, or of a stream whose usage cannot be
+made to run along. Found while the pieces pass."""
 
 from __future__ import annotations
+
+import contextlib
 
 import orjson
 
 from vllm_proxy.engine_host.engines.base import UsageMeter
-from vllm_proxy.engine_host.engines.sse_usage import count_whole
+from vllm_proxy.engine_host.engines.sse_usage import count_whole, object_end
 
 _USAGE = b'"usage":{'
 #: An engine's usage object has a few numbers in it.
@@ -13,49 +16,30 @@ _MAX_USAGE_BYTES = 4096
 
 
 class BodyUsage:
-    """Feed it every piece. Nothing is kept but a few bytes; the first usage object counts.
+    """Feed it every piece. Nothing is kept but a few bytes; of several usage objects the largest figures count.
 
     `"usage":{` with bare quotes cannot stand inside a JSON string.
     """
 
-    __slots__ = ("_collected", "_found", "_meter")
+    __slots__ = ("_kept", "_meter")
 
     def __init__(self, meter: UsageMeter) -> None:
         self._meter = meter
-        self._collected = b""
-        self._found = False
+        self._kept = b""
 
     def feed(self, data: bytes) -> None:
-        if self._found and not self._collected:
-            return
-        text = self._collected + data
-        if not self._found:
-            start = text.find(_USAGE)
-            if start < 0:
-                self._collected = text[-len(_USAGE) + 1 :]
+        text = self._kept + data if self._kept else data
+        at = 0
+        while (found := text.find(_USAGE, at)) >= 0:
+            start = found + len(_USAGE) - 1
+            end = object_end(text, start)
+            if end < 0:
+                if len(text) - start > _MAX_USAGE_BYTES:
+                    at = start
+                    continue
+                self._kept = text[found:]
                 return
-            self._found = True
-            text = text[start + len(_USAGE) - 1 :]
-        end = _end(text)
-        if end < 0 and len(text) <= _MAX_USAGE_BYTES:
-            self._collected = text
-            return
-        self._collected = b""
-        if end > 0:
-            try:
-                usage = orjson.loads(text[:end])
-            except orjson.JSONDecodeError:
-                return
-            count_whole(self._meter, usage)
-
-
-def _end(text: bytes) -> int:
-    depth = 0
-    for position, byte in enumerate(text[:_MAX_USAGE_BYTES]):
-        if byte == 0x7B:
-            depth += 1
-        elif byte == 0x7D:
-            depth -= 1
-            if not depth:
-                return position + 1
-    return -1
+            with contextlib.suppress(orjson.JSONDecodeError):
+                count_whole(self._meter, orjson.loads(text[start:end]))
+            at = end
+        self._kept = text[max(at, len(text) - len(_USAGE) + 1) :]

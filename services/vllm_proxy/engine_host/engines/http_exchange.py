@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from vllm_proxy.common.errors import EngineFailed, InvalidRequest, ModelNotFound
+from vllm_proxy.common.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError
 from vllm_proxy.engine_host.engines.base import Receive, Scope, Send, UsageMeter, current_meter
 from vllm_proxy.engine_host.engines.body_usage import BodyUsage
 from vllm_proxy.engine_host.engines.dialects import Dialect
@@ -34,6 +34,8 @@ _DROPPED = frozenset(
     }
 )
 _EVENT_STREAM = "text/event-stream"
+#: The routes whose streams can be made to tell their usage as they go.
+_TELLING = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 #: Holds a model while it is asked. Raises ModelNotFound, InvalidAdapter. `cancel` ends the request.
 UseModel = Callable[[str, Callable[[], Any]], AbstractAsyncContextManager[None]]
@@ -66,7 +68,8 @@ class HttpApp:
             await asyncio.gather(exchange, leaving, return_exceptions=True)
 
     async def _exchange(self, scope: Scope, body: bytes, send: Send) -> None:
-        request = edit(body) if body else EngineRequest(body)
+        path = scope["path"]
+        request = edit(body, tells_usage=path in _TELLING) if body else EngineRequest(body)
         task = asyncio.current_task()
         assert task is not None
         cut_short = False
@@ -79,10 +82,10 @@ class HttpApp:
         try:
             async with self._use(request.model, cut):
                 await self._forward(scope, request, send)
-        except ModelNotFound as e:
-            await _refuse(send, 404, "NotFoundError", e.message, "model")
-        except InvalidRequest as e:
-            await _refuse(send, 400, "BadRequestError", e.message, None)
+        except (ModelNotFound, InvalidRequest) as e:
+            if path not in _TELLING:
+                raise
+            await _refuse(send, e)
         except asyncio.CancelledError:
             if cut_short:
                 raise EngineFailed("The adapter was unloaded while it answered.") from None
@@ -116,10 +119,11 @@ class HttpApp:
                         ],
                     }
                 )
-                if response.headers.get("Content-Type", "").startswith(_EVENT_STREAM):
+                is_stream = response.headers.get("Content-Type", "").startswith(_EVENT_STREAM)
+                if is_stream and scope["path"] in _TELLING:
                     await self._stream(response.content, request, meter, send)
                 else:
-                    await _whole(response.content, meter, send)
+                    await _pass(response.content, meter, send)
         except Exception:
             self._on_trouble()
             raise
@@ -142,7 +146,7 @@ class HttpApp:
                 await send({"type": "http.response.body", "body": data, "more_body": not ended})
 
 
-async def _whole(content: Any, meter: UsageMeter, send: Send) -> None:
+async def _pass(content: Any, meter: UsageMeter, send: Send) -> None:
     usage = BodyUsage(meter)
     ended = False
     while not ended:
@@ -174,9 +178,16 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _refuse(send: Send, status: int, kind: str, message: str, param: str | None) -> None:
+async def _refuse(send: Send, error: ServiceError) -> None:
     """In the shape of vLLM's errors."""
-    body = orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": status}})
+    unknown = isinstance(error, ModelNotFound)
+    content = {
+        "message": error.message,
+        "type": "NotFoundError" if unknown else "BadRequestError",
+        "param": "model" if unknown else None,
+        "code": error.http_status,
+    }
+    body = orjson.dumps({"error": content})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": error.http_status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -30,14 +30,15 @@ class EngineRequest:
     choices: int = 1
 
 
-def edit(body: bytes) -> EngineRequest:
-    """A body that no JSON reader takes is left alone: the engine says what is wrong with it."""
+def edit(body: bytes, *, tells_usage: bool = True) -> EngineRequest:
+    """A body that no JSON reader takes is left alone: the engine says what is wrong with it. `tells_usage` false: of a
+    route whose streams cannot be made to."""
     fields, lenient = _read(body)
     if not isinstance(fields, dict):
         return EngineRequest(body)
     model = fields.get("model")
     name = model if isinstance(model, str) else ""
-    if not is_true(fields.get("stream")):
+    if not tells_usage or not is_true(fields.get("stream")):
         return EngineRequest(body, name)
     given = fields.get("stream_options")
     if given is not None and not isinstance(given, dict):

@@ -102,7 +102,7 @@ class StreamUsage:
                 self._held.append(event)
                 return self.finish() if event.startswith(b"data: [DONE]") else b""
             return event
-        end = _object_end(event, start + len(_USAGE) - 1)
+        end = object_end(event, start + len(_USAGE) - 1)
         if end < 0:
             return event
         usage = orjson.loads(event[start + len(_USAGE) - 1 : end])
@@ -141,7 +141,7 @@ class StreamUsage:
         if start < 0:
             return event
         instead = member if _FINISHED in event else self._dialect.no_usage
-        return event[:start] + instead + event[_object_end(event, start + len(_USAGE) - 1) :]
+        return event[:start] + instead + event[object_end(event, start + len(_USAGE) - 1) :]
 
     def _count(self, event: bytes, usage: dict[str, int]) -> None:
         choice = _choice_of(event) if self._dialect.usage_per_choice else 0
@@ -161,16 +161,17 @@ class StreamUsage:
 
 
 def count_whole(meter: UsageMeter, usage: dict[str, object]) -> None:
-    """Puts an answer's own `usage` into its meter."""
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    if isinstance(prompt, int):
-        meter.prompt_tokens = prompt
-    if isinstance(completion, int):
-        meter.completion_tokens = completion
+    """Puts an answer's own `usage` into its meter, in the words of any of the APIs. Figures only grow."""
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
+    meter.prompt_tokens = max(meter.prompt_tokens, _tokens(usage, "prompt_tokens", "input_tokens"))
+    meter.completion_tokens = max(meter.completion_tokens, _tokens(usage, "completion_tokens", "output_tokens"))
     if isinstance(cached, int):
-        meter.cached_tokens = cached
+        meter.cached_tokens = max(meter.cached_tokens, cached)
+
+
+def _tokens(usage: dict[str, object], *names: str) -> int:
+    return next((value for name in names if isinstance(value := usage.get(name), int)), 0)
 
 
 def _choice_of(event: bytes) -> int:
@@ -179,7 +180,7 @@ def _choice_of(event: bytes) -> int:
     return int(digits) if start >= len(_INDEX) and digits.isdigit() else 0
 
 
-def _object_end(data: bytes, start: int) -> int:
+def object_end(data: bytes, start: int) -> int:
     """The end of the JSON object that begins at `start` and holds no strings with braces; -1 if it is cut off."""
     end = data.find(b"}", start) + 1
     while end and data.count(b"{", start, end) != data.count(b"}", start, end):

@@ -30,6 +30,20 @@ def test_nothing_is_counted_without_one(body: bytes) -> None:
     assert meter == UsageMeter()
 
 
+def test_a_stream_of_another_api_counts_by_its_largest_figures() -> None:
+    events = (
+        b'data: {"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":0}}}\n\n'
+        b'data: {"type":"message_delta","usage":{"output_tokens":4}}\n\n'
+        b'data: {"type":"response.completed","response":{"usage":{"input_tokens":9,'
+        b'"input_tokens_details":{"cached_tokens":1},"output_tokens":6}}}\n\n'
+    )
+    meter = UsageMeter()
+    usage = BodyUsage(meter)
+    for at in range(len(events)):
+        usage.feed(events[at : at + 1])
+    assert meter == UsageMeter(prompt_tokens=9, cached_tokens=1, completion_tokens=6)
+
+
 def test_an_object_without_an_end_is_given_up() -> None:
     meter = UsageMeter()
     usage = BodyUsage(meter)
