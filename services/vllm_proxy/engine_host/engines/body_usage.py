@@ -1,5 +1,5 @@
-"""The `usage` objects of an answer that is passed on as it is: of one JSON document, or of a stream whose usage cannot be
-made to run along. Found while the pieces pass."""
+"""The `usage` objects of an answer that is passed on as it is, found while its pieces pass: in one JSON document, or
+in a stream whose usage cannot be made to run along."""
 
 from __future__ import annotations
 

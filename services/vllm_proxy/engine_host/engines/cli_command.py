@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vllm_proxy.common.settings import ConfigError, EngineSection
-from vllm_proxy.engine_host.engines.command_flags import flag_name, given, has, missing_flags
-from vllm_proxy.engine_host.engines.dialects import Dialect
+from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
+from vllm_proxy.engine_host.engines.start_command import flag_name, given, has, missing_flags
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh"})
@@ -36,7 +36,7 @@ class CliCommand:
     warnings: tuple[str, ...] = field(default=())
 
 
-def read_command(text: str, dialect: Dialect, host: str, port: int, settings: EngineSection) -> CliCommand:
+def read_command(text: str, dialect: HttpDialect, host: str, port: int, settings: EngineSection) -> CliCommand:
     """`host` and `port` are the settings'; the command's own win.
 
     Raises ConfigError for a command that cannot be read."""

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from vllm_proxy.engine_host.engines.base import EngineDied, EngineLoad, ModelCard
-from vllm_proxy.engine_host.engines.dialects import Dialect
+from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class EngineWatch:
     `on_models` is called with the rows of the engine's `/v1/models`, base models first, after each look at it.
     """
 
-    def __init__(self, pool: HttpPool, dialect: Dialect, interval_s: float, on_models: Callable[..., None]) -> None:
+    def __init__(self, pool: HttpPool, dialect: HttpDialect, interval_s: float, on_models: Callable[..., None]) -> None:
         self._pool = pool
         self._dialect = dialect
         self._interval_s = interval_s

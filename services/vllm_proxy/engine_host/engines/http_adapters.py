@@ -20,8 +20,8 @@ import orjson
 from vllm_proxy.common.errors import AdapterNotFound, EngineUnavailable, InvalidAdapter, ModelNotFound
 from vllm_proxy.common.lifecycle import cancel_all, spawn
 from vllm_proxy.engine_host.engines.base import EngineDied
-from vllm_proxy.engine_host.engines.dialects import Dialect
 from vllm_proxy.engine_host.engines.engine_watch import EngineWatch
+from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class _Use:
 
 class HttpAdapters:
     def __init__(
-        self, pool: HttpPool, dialect: Dialect, watch: EngineWatch, links: Path | None, drain_timeout_s: float
+        self, pool: HttpPool, dialect: HttpDialect, watch: EngineWatch, links: Path | None, drain_timeout_s: float
     ) -> None:
         """`links`: a folder that the engine sees too, for other paths to the same files. None: there is none."""
         self._pool = pool

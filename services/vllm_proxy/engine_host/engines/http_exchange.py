@@ -17,7 +17,7 @@ import orjson
 from vllm_proxy.common.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError
 from vllm_proxy.engine_host.engines.base import Receive, Scope, Send, UsageMeter, current_meter
 from vllm_proxy.engine_host.engines.body_usage import BodyUsage
-from vllm_proxy.engine_host.engines.dialects import Dialect
+from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
 from vllm_proxy.engine_host.engines.request_edit import EngineRequest, edit
 from vllm_proxy.engine_host.engines.sse_usage import Fingerprint, StreamUsage
@@ -42,7 +42,7 @@ UseModel = Callable[[str, Callable[[], Any]], AbstractAsyncContextManager[None]]
 
 
 class HttpApp:
-    def __init__(self, pool: HttpPool, dialect: Dialect, use: UseModel, on_trouble: Callable[[], None]) -> None:
+    def __init__(self, pool: HttpPool, dialect: HttpDialect, use: UseModel, on_trouble: Callable[[], None]) -> None:
         """`on_trouble` is called when the engine seems to be gone."""
         self._pool = pool
         self._dialect = dialect

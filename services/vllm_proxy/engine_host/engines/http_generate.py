@@ -11,13 +11,13 @@ import orjson
 
 from vllm_proxy.common.errors import InvalidRequest, ModelNotFound
 from vllm_proxy.engine_host.engines.base import AsgiApp, EngineDied, GeneratedText, GenerateParameters, Message
-from vllm_proxy.engine_host.engines.dialects import Dialect
+from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 
 _PATH = "/v1/completions"
 
 
 async def generate(
-    app: AsgiApp, dialect: Dialect, parameters: GenerateParameters
+    app: AsgiApp, dialect: HttpDialect, parameters: GenerateParameters
 ) -> AsyncGenerator[GeneratedText, None]:
     """Asks `app`, which counts. Closing it ends the request in the engine."""
     given = {

@@ -27,11 +27,11 @@ from vllm_proxy.engine_host.engines.base import (
     ResolveAdapter,
 )
 from vllm_proxy.engine_host.engines.cli_command import CliCommand, read_command
-from vllm_proxy.engine_host.engines.dialects import DIALECTS, Dialect
 from vllm_proxy.engine_host.engines.engine_output import EngineOutput
 from vllm_proxy.engine_host.engines.engine_process import RunningProcess
 from vllm_proxy.engine_host.engines.engine_watch import EngineWatch
 from vllm_proxy.engine_host.engines.http_adapters import HttpAdapters
+from vllm_proxy.engine_host.engines.http_dialects import DIALECTS, HttpDialect
 from vllm_proxy.engine_host.engines.http_exchange import HttpApp
 from vllm_proxy.engine_host.engines.http_generate import generate
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
@@ -54,7 +54,7 @@ class HttpEngine:
         """`settings` are those of its host."""
         self.kind: str = kind
         self._kind: EngineKind = kind
-        self._dialect: Dialect = DIALECTS[kind]
+        self._dialect: HttpDialect = DIALECTS[kind]
         section = settings.section(kind)
         assert section is not None
         self._section: EngineSection = section

@@ -10,7 +10,7 @@ from __future__ import annotations
 import orjson
 
 from vllm_proxy.engine_host.engines.base import UsageMeter
-from vllm_proxy.engine_host.engines.dialects import Dialect
+from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 
 _EVENT_END = b"\n\n"
 _USAGE = b',"usage":{'
@@ -53,7 +53,7 @@ class StreamUsage:
     def __init__(
         self,
         meter: UsageMeter,
-        dialect: Dialect,
+        dialect: HttpDialect,
         fingerprint: Fingerprint,
         *,
         hide_chunks: bool,

@@ -8,115 +8,38 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import shlex
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from vllm_proxy.common.settings import ConfigError, VllmLora
-from vllm_proxy.engine_host.engines.command_flags import flag_name, given, missing_flags
+from vllm_proxy.engine_host.engines import start_command
+from vllm_proxy.engine_host.engines.start_command import StartCommand, given, missing_flags
 
 log = logging.getLogger(__name__)
 
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
-_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.launchers.api_server.entry")
-_MODULE_MAIN = "vllm.entrypoints.cli.main"
-
-#: Flags of older versions that vLLM no longer knows, none of which takes a value. Dropped with a warning.
-REMOVED_FLAGS = frozenset({"--disable-log-requests"})
-#: Flags that the host decides: the engine is served through it, on vllm_host:vllm_port. Name -> takes a value.
-HOST_FLAGS = {
-    "--host": True,
-    "--port": True,
-    "--uds": True,
-    "--api-server-count": True,
-    "-asc": True,
-    "--headless": False,
-    "--grpc": False,
-    "--worker-extension-cls": True,
-}
+DIALECT = start_command.Dialect(
+    section="vllm",
+    modules=("vllm.entrypoints.openai.api_server", "vllm.entrypoints.launchers.api_server.entry"),
+    command_modules=("vllm.entrypoints.cli.main",),
+    host_flags={
+        "--host": True,
+        "--port": True,
+        "--uds": True,
+        "--api-server-count": True,
+        "-asc": True,
+        "--headless": False,
+        "--grpc": False,
+        "--worker-extension-cls": True,
+    },
+    removed_flags=frozenset({"--disable-log-requests"}),
+)
 WORKER_EXTENSION = "vllm_proxy.engine_host.engines.vllm_worker.WorkerExtension"
 
 
-@dataclass(frozen=True, slots=True)
-class StartCommand:
-    """A start command taken apart."""
-
-    #: Assignments before the command, e.g. `VLLM_X=1 vllm serve`.
-    environment: dict[str, str]
-    #: What follows `vllm serve` or the module; a model may come first.
-    arguments: tuple[str, ...]
-    #: Things that were dropped or overridden.
-    warnings: tuple[str, ...] = ()
-
-
 def read_command(text: str) -> StartCommand:
-    """Takes `python -m vllm…`, `vllm serve …`, both behind `conda run …` or `NAME=value`, apart.
-
-    Raises ConfigError if it starts something else.
-    """
-    try:
-        words = shlex.split(text)
-    except ValueError as e:
-        raise ConfigError(f"vllm.start_cmd: {e}") from None
-    environment: dict[str, str] = {}
-    for i, word in enumerate(words):
-        if i == _program_index(words):
-            break
-        if _ASSIGNMENT.match(word):
-            name, _, value = word.partition("=")
-            environment[name] = value
-    return StartCommand(environment, *_clean(words[_arguments_index(words) :]))
-
-
-def _program_index(words: Sequence[str]) -> int:
-    """Where the command's own program is: behind wrappers like `conda run -n x`, `env`, `nohup`, `exec`."""
-    for i, word in enumerate(words):
-        if i and words[i - 1] in ("-n", "--name", "-p", "--prefix"):  # conda run -n vllm …
-            continue
-        program = word.rpartition("/")[2]
-        if program == "vllm" or re.fullmatch(r"python[0-9.]*", program):
-            return i
-    raise ConfigError("vllm.start_cmd: neither `vllm serve …` nor `python -m vllm.entrypoints.openai.api_server …`")
-
-
-def _arguments_index(words: Sequence[str]) -> int:
-    start = _program_index(words)
-    rest = list(words[start + 1 :])
-    if words[start].rpartition("/")[2] == "vllm":
-        if rest[:1] != ["serve"]:
-            raise ConfigError(f"vllm.start_cmd: `vllm {rest[0] if rest else ''}` is not `vllm serve`")
-        return start + 2
-    if "-m" in rest:
-        at = rest.index("-m")
-        module = rest[at + 1] if at + 1 < len(rest) else ""
-        if module in _MODULES:
-            return start + at + 3
-        if module == _MODULE_MAIN and rest[at + 2 : at + 3] == ["serve"]:
-            return start + at + 4
-        raise ConfigError(f"vllm.start_cmd: `-m {module}` is not vLLM's server")
-    raise ConfigError("vllm.start_cmd: neither `vllm serve …` nor `python -m vllm.entrypoints.openai.api_server …`")
-
-
-def _clean(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    kept: list[str] = []
-    warnings: list[str] = []
-    skip_value = False
-    for word in words:
-        if skip_value:
-            skip_value = False
-            continue
-        flag = flag_name(word)
-        if flag in REMOVED_FLAGS:
-            warnings.append(f"vllm.start_cmd: {flag} no longer exists in vLLM and was dropped")
-        elif flag in HOST_FLAGS:
-            skip_value = HOST_FLAGS[flag] and "=" not in word
-            warnings.append(f"vllm.start_cmd: {flag} was dropped: the engine host decides it (vllm_host, vllm_port)")
-        else:
-            kept.append(word)
-    return tuple(kept), tuple(warnings)
+    """Raises ConfigError if it does not start vLLM's server."""
+    return start_command.read(text, DIALECT)
 
 
 def lora_arguments(command: StartCommand, lora: VllmLora) -> tuple[list[str], list[str]]:
@@ -126,20 +49,20 @@ def lora_arguments(command: StartCommand, lora: VllmLora) -> tuple[list[str], li
     return missing_flags(command.arguments, lora_flags(lora, command.arguments), "vllm")
 
 
-def lora_flags(lora: VllmLora, arguments: Sequence[str]) -> dict[str, str | None]:
-    """Flag -> value (None: it takes none) for a command that has these arguments."""
+def lora_flags(lora: VllmLora, arguments: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """The flags, each with the words that follow it, for a command that has these arguments."""
     loras = given(arguments, "--max-loras") or ""
-    flags: dict[str, str | None] = {
-        "--enable-lora": None,
-        "--max-lora-rank": str(engine_rank(lora.max_lora_rank)),
-        "--max-loras": str(lora.max_loras),
+    flags: dict[str, Sequence[str]] = {
+        "--enable-lora": (),
+        "--max-lora-rank": (str(engine_rank(lora.max_lora_rank)),),
+        "--max-loras": (str(lora.max_loras),),
         # vLLM refuses fewer in memory than in a batch.
-        "--max-cpu-loras": str(max(lora.max_cpu_loras, int(loras) if loras.isdigit() else 0)),
+        "--max-cpu-loras": (str(max(lora.max_cpu_loras, int(loras) if loras.isdigit() else 0)),),
     }
     if lora.default_mm_loras:
-        flags["--default-mm-loras"] = json.dumps(lora.default_mm_loras)
+        flags["--default-mm-loras"] = (json.dumps(lora.default_mm_loras),)
     if lora.limit_mm_per_prompt:
-        flags["--limit-mm-per-prompt"] = json.dumps(lora.limit_mm_per_prompt)
+        flags["--limit-mm-per-prompt"] = (json.dumps(lora.limit_mm_per_prompt),)
     return flags
 
 

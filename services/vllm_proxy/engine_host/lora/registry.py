@@ -93,7 +93,7 @@ class AdapterRegistry:
         #: name -> the folder's state when its adapter was unloaded; until it changes, the resolver leaves it alone.
         self._withheld: dict[str, tuple[int, ...]] = {}
         self._withdrawn: list[str] = []
-        self._observed = False
+        self._engine_seen = False
         self._tasks: set[asyncio.Task[Any]] = set()
         roots = [*policy.allowed_roots, *(item.path for item in policy.preload)]
         if policy.cache_dir is not None:
@@ -186,7 +186,7 @@ class AdapterRegistry:
         """Takes in what was loaded at the engine's own port, and drops what was unloaded there. For engines that others
         reach too; the first look after a start or `engine_is_new` finds what was there before."""
         present = {card.name: card for card in cards}
-        first, self._observed = not self._observed, True
+        first, self._engine_seen = not self._engine_seen, True
         changed = False
         for name, adapter in list(self._adapters.items()):
             if name not in present and name not in self._busy:
@@ -207,7 +207,7 @@ class AdapterRegistry:
 
     def engine_is_new(self) -> None:
         """The engine was started anew, by whomever: what it lacks was not unloaded, what it has was not loaded late."""
-        self._observed = False
+        self._engine_seen = False
 
     def withholds(self, name: str) -> bool:
         return name in self._withheld

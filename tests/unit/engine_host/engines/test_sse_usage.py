@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from vllm_proxy.engine_host.engines.base import UsageMeter
-from vllm_proxy.engine_host.engines.dialects import SGLANG, VLLM, Dialect
+from vllm_proxy.engine_host.engines.http_dialects import SGLANG, VLLM, HttpDialect
 from vllm_proxy.engine_host.engines.sse_usage import Fingerprint, StreamUsage
 
 HEAD = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m",'
@@ -50,7 +50,7 @@ FORCED = [
 def stream(
     meter: UsageMeter,
     *,
-    dialect: Dialect = VLLM,
+    dialect: HttpDialect = VLLM,
     fingerprint: Fingerprint | None = None,
     hide_chunks: bool = True,
     hide_last: bool = True,

@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_proxy.common.settings import EngineSection, Sglang, Vllm
-from vllm_proxy.engine_host.engines.vllm_command import REMOVED_FLAGS, lora_flags
+from vllm_proxy.engine_host.engines import sglang_command, vllm_command
 from vllm_proxy.engine_host.engines.vllm_process import engine_environment
 from vllm_proxy.engine_host.engines.vllm_worker import PLUGIN_VARIABLE
 
-#: (the engine's section, the command's arguments) -> flag -> its value, one word or several (None: it takes none).
-LoraFlags = Callable[[EngineSection, Sequence[str]], Mapping[str, str | tuple[str, ...] | None]]
+#: (the engine's section, the command's arguments) -> flags, each with the words that follow it.
+LoraFlags = Callable[[EngineSection, Sequence[str]], Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class HttpDialect:
     """One engine's."""
 
     kind: str
@@ -46,7 +46,7 @@ class Dialect:
     usage_per_choice: bool
     #: In the body of a text completion, so that chunks carry token ids.
     token_ids_option: str
-    #: Flags of older versions that the engine no longer knows, none of which takes a value.
+    #: See start_command.Dialect.
     removed_flags: frozenset[str]
     #: What `--port` and `--host` are without being given.
     default_port: int
@@ -58,19 +58,14 @@ class Dialect:
     environment: Callable[[EngineSection], Mapping[str, str]]
 
 
-def _vllm_lora_flags(section: EngineSection, arguments: Sequence[str]) -> Mapping[str, str | tuple[str, ...] | None]:
+def _vllm_lora_flags(section: EngineSection, arguments: Sequence[str]) -> Mapping[str, Sequence[str]]:
     assert isinstance(section, Vllm)
-    return lora_flags(section.lora, arguments)
+    return vllm_command.lora_flags(section.lora, arguments)
 
 
-def _sglang_lora_flags(section: EngineSection, arguments: Sequence[str]) -> Mapping[str, str | tuple[str, ...] | None]:
+def _sglang_lora_flags(section: EngineSection, arguments: Sequence[str]) -> Mapping[str, Sequence[str]]:
     assert isinstance(section, Sglang)
-    return {
-        "--enable-lora": None,
-        "--max-lora-rank": str(section.lora.max_lora_rank),
-        "--max-loras-per-batch": str(section.lora.max_loras),
-        "--lora-target-modules": tuple(section.lora.target_modules),
-    }
+    return sglang_command.lora_flags(section.lora)
 
 
 def _vllm_environment(section: EngineSection) -> Mapping[str, str]:
@@ -78,7 +73,7 @@ def _vllm_environment(section: EngineSection) -> Mapping[str, str]:
     return {**engine_environment(section), PLUGIN_VARIABLE: "1"}
 
 
-VLLM = Dialect(
+VLLM = HttpDialect(
     kind="vllm",
     name="vLLM",
     tested_version="0.32.",
@@ -93,7 +88,7 @@ VLLM = Dialect(
     fingerprint_without_usage=True,
     usage_per_choice=True,
     token_ids_option="return_token_ids",
-    removed_flags=REMOVED_FLAGS,
+    removed_flags=vllm_command.DIALECT.removed_flags,
     default_port=8000,
     max_rank_flag="--max-lora-rank",
     default_max_rank=16,
@@ -101,7 +96,7 @@ VLLM = Dialect(
     environment=_vllm_environment,
 )
 
-SGLANG = Dialect(
+SGLANG = HttpDialect(
     kind="sglang",
     name="SGLang",
     tested_version="0.5.23",
@@ -116,7 +111,7 @@ SGLANG = Dialect(
     fingerprint_without_usage=False,
     usage_per_choice=True,
     token_ids_option="",
-    removed_flags=frozenset(),
+    removed_flags=sglang_command.DIALECT.removed_flags,
     default_port=30000,
     max_rank_flag="--max-lora-rank",
     default_max_rank=0,
@@ -124,4 +119,4 @@ SGLANG = Dialect(
     environment=lambda section: section.extra_env,
 )
 
-DIALECTS: Mapping[str, Dialect] = {dialect.kind: dialect for dialect in (VLLM, SGLANG)}
+DIALECTS: Mapping[str, HttpDialect] = {dialect.kind: dialect for dialect in (VLLM, SGLANG)}
