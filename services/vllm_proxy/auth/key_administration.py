@@ -113,6 +113,8 @@ class KeyAdministration:
         """Changes fields of its entry. Raises KeyNotFound, KeyIsDeclared, KeyIsRevoked, InvalidRequest."""
         async with self._audited(actor, "key.update", key_id):
             row = await self._changeable(key_id)
+            if not changes:
+                return row
             row = row._replace(key=_parsed(changed(entry_of(row.key), changes)))
             detail = ", ".join(sorted(changes))
             await self._change(row, self._audit.entry(actor, "key.update", key_id, detail=detail))

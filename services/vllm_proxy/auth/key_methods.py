@@ -20,7 +20,8 @@ from vllm_proxy.auth.key_wire import (
     token_of,
 )
 from vllm_proxy.auth.store import AuditQuery, Store, make_durable
-from vllm_proxy.common.errors import InvalidRequest
+from vllm_proxy.auth.wire import STORE_AWAY
+from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
@@ -40,7 +41,13 @@ class KeyMethods:
     def _message(self, row: KeyRow) -> pb.Key:
         return key_message(row, self._admission.holding_of(row.key), self._clock.unix_ms())
 
+    def _must_accept(self) -> None:
+        """A change that cannot be made durable now had better not be begun."""
+        if not self._store.accepting:
+            raise AuthUnavailable(STORE_AWAY)
+
     async def CreateKey(self, request: pb.CreateKeyRequest, context: Any) -> pb.CreateKeyResponse:
+        self._must_accept()
         row, secret = await self._keys.create(changes_of(request.spec, ()), actor_of(request.actor, context))
         return pb.CreateKeyResponse(key=self._message(row), secret=secret)
 
@@ -57,15 +64,18 @@ class KeyMethods:
         return pb.ListKeysResponse(keys=[self._message(row) for row in rows], next_page_token=position_token(after))
 
     async def UpdateKey(self, request: pb.UpdateKeyRequest, context: Any) -> pb.UpdateKeyResponse:
+        self._must_accept()
         changes = changes_of(request.spec, request.update_mask.paths)
         row = await self._keys.update(request.key_id, changes, actor_of(request.actor, context))
         return pb.UpdateKeyResponse(key=self._message(row))
 
     async def DeleteKey(self, request: pb.DeleteKeyRequest, context: Any) -> pb.DeleteKeyResponse:
+        self._must_accept()
         row = await self._keys.revoke(request.key_id, actor_of(request.actor, context))
         return pb.DeleteKeyResponse(key=self._message(row))
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Any) -> pb.RotateKeyResponse:
+        self._must_accept()
         overlap_ms = request.overlap_ms if request.HasField("overlap_ms") else None
         if overlap_ms is not None and overlap_ms > MAX_OVERLAP_MS:
             raise InvalidRequest("The overlap may be a year at most.", metadata={"param": "overlap_s"})
@@ -73,6 +83,7 @@ class KeyMethods:
         return pb.RotateKeyResponse(key=self._message(row), secret=secret)
 
     async def RecordAction(self, request: pb.RecordActionRequest, context: Any) -> pb.RecordActionResponse:
+        self._must_accept()
         if not request.action or not request.outcome:
             raise InvalidRequest("An action and its outcome must be named.")
         actor = actor_of(request.actor, context)

@@ -20,7 +20,7 @@ def key_fields(key: auth_pb2.Key) -> list[tuple[str, Any]]:
         ("state", fields["state"]),
         ("source", "the keys file (change it there)" if fields["source"] == "declared" else "made here"),
         ("quota", "unlimited" if quota is None else f"{quota:,} tokens{period}, {fields['quota_used'] or 0:,} used"),
-        ("quota resets", fields["quota_resets_at"]),
+        ("quota resets", _utc(fields["quota_resets_at"])),
         *(
             (name.replace("_", " "), "unlimited" if value is None else value)
             for name, value in fields["rate_limit"].items()
@@ -31,16 +31,20 @@ def key_fields(key: auth_pb2.Key) -> list[tuple[str, Any]]:
             (f"for {pattern}", ", ".join(f"{name} {value or 'unlimited'}" for name, value in limits.items()))
             for pattern, limits in fields["model_limits"].items()
         ),
-        ("expires", fields["expires_at"]),
+        ("expires", _utc(fields["expires_at"])),
         ("priority", fields["priority"]),
         ("waits", None if fields["admission_wait_ms"] is None else f"{fields['admission_wait_ms']} ms for a limit"),
-        ("created", fields["created_at"]),
+        ("created", _utc(fields["created_at"])),
         ("created by", fields["created_by"]),
-        ("last used", fields["last_used_at"] or "never"),
-        ("old secret good until", fields["old_secret_expires_at"]),
-        ("revoked", fields["revoked_at"]),
+        ("last used", _utc(fields["last_used_at"]) or "never"),
+        ("old secret good until", _utc(fields["old_secret_expires_at"])),
+        ("revoked", _utc(fields["revoked_at"])),
         ("running", fields["running"]),
         ("requests", fields["usage"]["requests"]),
         ("prompt tokens", fields["usage"]["prompt_tokens"]),
         ("completion tokens", fields["usage"]["completion_tokens"]),
     ]
+
+
+def _utc(moment: str | None) -> str | None:
+    return f"{moment[:19].replace('T', ' ')} UTC" if moment else None

@@ -42,6 +42,8 @@ class Output:
         """Numbers to the right, text to the left; on a terminal no line is wider than it. `colours`: of cells that
         are this text. Returns the number of rows."""
         rows = list(rows)
+        if not rows:
+            return 0
         cells = [[_shown(value) for value in row] for row in rows]
         numeric = [
             bool(rows)
@@ -51,7 +53,7 @@ class Output:
         ]
         widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
         if sys.stdout.isatty():
-            _squeeze(widths, numeric, shutil.get_terminal_size().columns)
+            squeeze(widths, numeric, shutil.get_terminal_size().columns)
         for number, line in enumerate([list(header), *cells]):
             parts = []
             for i, cell in enumerate(line):
@@ -70,7 +72,7 @@ class Output:
             print(f"{self.paint(name.ljust(width), DIM)}{_GAP}{value}")
 
 
-def _squeeze(widths: list[int], numeric: list[bool], room: int) -> None:
+def squeeze(widths: list[int], numeric: list[bool], room: int) -> None:
     """Makes the widest columns of text narrower until a line fits."""
     least = 8
     while sum(widths) + len(_GAP) * (len(widths) - 1) > room:

@@ -20,7 +20,14 @@ from vllm_proxy.auth.key_entry import entry_of, parse_entry
 from vllm_proxy.auth.keys import KeyRing, KeySource, Rotation, digest_of
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.store import AuditEntry, AuditForgotten, KeyRevoked, KeyStored
-from vllm_proxy.common.errors import InvalidApiKey, InvalidRequest, KeyIsDeclared, KeyIsRevoked, KeyNotFound
+from vllm_proxy.common.errors import (
+    AuthUnavailable,
+    InvalidApiKey,
+    InvalidRequest,
+    KeyIsDeclared,
+    KeyIsRevoked,
+    KeyNotFound,
+)
 
 ACTOR = pb.Actor(key_id="0a0b0c0d0e0f", user="root", client_address="10.0.0.7", request_id="r-1")
 DAY_MS = 86_400_000
@@ -165,6 +172,12 @@ class TestUpdate:
         key = await office.update(key, expires_at_ms=now_ms + 5000)
         assert key.state == pb.KEY_STATE_ACTIVE
 
+    async def test_nothing_to_change_is_no_change(self) -> None:
+        office = Office()
+        key, _ = await office.make()
+        assert (await office.ask("UpdateKey", key_id=key.key_id)).key == key
+        assert len(office.audit) == 1
+
     async def test_an_unknown_field_and_a_bad_value_change_nothing(self) -> None:
         office = Office()
         key, _ = await office.make()
@@ -276,6 +289,18 @@ class TestRevoke:
         with pytest.raises(KeyIsRevoked):
             await office.ask("RotateKey", key_id=key.key_id)
         assert not office.passes(secret)
+
+
+async def test_nothing_is_begun_while_the_store_is_away() -> None:
+    office = Office()
+    key, secret = await office.make()
+    office.store.accepting = False
+    for method in ("UpdateKey", "DeleteKey", "RotateKey"):
+        with pytest.raises(AuthUnavailable):
+            await office.ask(method, key_id=key.key_id)
+    with pytest.raises(AuthUnavailable):
+        await office.make()
+    assert office.passes(secret)
 
 
 @pytest.mark.parametrize("method", ["UpdateKey", "DeleteKey", "RotateKey"])

@@ -440,3 +440,22 @@ class TestAudit:
         assert response.status_code == 200, "it is done"
         (line,) = [record for record in caplog.records if "audit" in record.getMessage()]
         assert vars(line)["target"] == "x"
+
+
+async def test_the_description_tells_of_keys_errors_and_the_shape_of_answers(edge: Edge) -> None:
+    described = edge.api.openapi()
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            assert operation["summary"], (method, path)
+            assert operation["security"] == [{"API key": []}], (method, path)
+            shown = operation["responses"]
+            for status in ("4XX", "422"):
+                assert shown[status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+            for parameter in operation.get("parameters", []):
+                assert parameter["in"] == "path" or parameter["name"] == "days" or parameter["description"], path
+    assert "HTTPValidationError" not in described["components"]["schemas"]
+    made = described["paths"]["/admin/keys"]["post"]
+    assert made["responses"]["201"]["content"]["application/json"]["schema"]["$ref"].endswith("/NewKeyView")
+    fields = described["components"]["schemas"]["NewKey"]
+    assert fields["required"] == ["user"]
+    assert all(field.get("description") for field in fields["properties"].values())

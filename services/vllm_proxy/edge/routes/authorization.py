@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Request, Security
+from fastapi.security import HTTPBearer
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.edge.admission import AdmissionRefused, AuthClient
 from vllm_proxy.edge.credentials import api_key_sha256, client_address, client_is_local
 
+#: For the API's description; what stands in the header is read here, not by it.
+BEARER = HTTPBearer(auto_error=False, scheme_name="API key", description="`Authorization: Bearer sk-…`")
 
-def requires(auth: AuthClient, operation: auth_pb2.Operation) -> Callable[[Request], Awaitable[None]]:
+
+def requires(auth: AuthClient, operation: auth_pb2.Operation) -> Callable[..., Awaitable[None]]:
     """A FastAPI dependency, which leaves the auth service's answer in `request.state.admission`, and after which
     `actor_of` knows who asks. Raises InvalidApiKey, PermissionDenied, AuthUnavailable."""
 
-    async def authorize(request: Request) -> None:
+    async def authorize(request: Request, _key: Annotated[object, Security(BEARER)]) -> None:
         headers: dict[bytes, bytes] = dict(request.scope["headers"])
         request_id = accept_request_id(headers.get(b"x-request-id"))
         try:

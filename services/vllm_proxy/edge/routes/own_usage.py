@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Security
 from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.common.errors import AuthUnavailable
 from vllm_proxy.common.views import key_view, limits_view, moment, usage_row
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
+from vllm_proxy.edge.routes.authorization import BEARER
 from vllm_proxy.edge.routes.calls import answer_of, call_metadata
 from vllm_proxy.edge.routes.time_range import From, To, unix_ms
 
@@ -72,7 +73,7 @@ class OwnUsage(BaseModel):
 
 
 def own_usage_router(auth_service: auth_pb2_grpc.AuthServiceStub, call_timeout_s: float) -> APIRouter:
-    router = APIRouter(tags=["usage"])
+    router = APIRouter(tags=["usage"], dependencies=[Security(BEARER)])
 
     @router.get("/v1/usage", summary="This key's limits, what is left of them, and its tokens by day and model")
     async def own_usage(request: Request, start: From = None, end: To = None) -> OwnUsage:
