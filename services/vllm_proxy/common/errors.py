@@ -6,6 +6,7 @@
     │   ├── HeadersTooLarge
     │   ├── BodyTooSlow
     │   ├── TooManyResponseTokens   more than the key may ask for in one answer
+    │   ├── UnsupportedCoding   a Content-Encoding that is not understood
     │   ├── UnprocessableRequest    a body or parameter that does not fit its route's schema
     │   └── InvalidAdapter
     ├── InvalidApiKey           missing, unknown
@@ -106,6 +107,13 @@ class TooManyResponseTokens(InvalidRequest):
     openai_code = "max_response_tokens"
     openai_param = "max_tokens"
     default_message = "This API key may not ask for so many tokens in one answer."
+
+
+class UnsupportedCoding(InvalidRequest):
+    reason = "UNSUPPORTED_CODING"
+    http_status = 415
+    openai_code = "unsupported_content_encoding"
+    default_message = "The request body's content encoding is not understood."
 
 
 class UnprocessableRequest(InvalidRequest):

@@ -220,6 +220,15 @@ class Edge(Section):
     drain_notice_s: Annotated[float, Field(ge=0)] = 0
     """How long /health says 503 before the listener closes, so that balancers see it."""
     keep_alive_timeout_s: PositiveSeconds = 75
+    """How long an idle client connection stays open."""
+    sse_keepalive_s: Annotated[float, Field(ge=0)] = 0
+    """After so long without an event, a stream gets a comment line; 0: never. Checked once a second."""
+    server_timing: bool = False
+    """Whether answers say in `server-timing` how long admission, routing and the first byte took."""
+    cors_origins: list[str] = []
+    """Origins of web pages that may use the API, such as https://chat.example.com; `*`: all. Empty: none."""
+    allow_private_media_urls: bool = False
+    """Whether the engine may be sent to addresses that are not public for images, sounds and videos."""
 
 
 class Auth(Section):
@@ -381,6 +390,10 @@ class Settings(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     model_backend_mapping: dict[str, Literal["vllm", "sglang", "sim"]] = {}
     """Model name -> engine kind. Empty: models are found on the engines that are up."""
+    model_aliases: dict[str, str] = {}
+    """Name that clients may use -> model or adapter."""
+    default_model: str | None = None
+    """The model of requests that name none; null: the engine that they happen to reach decides."""
     vllm: Vllm = Vllm()
     sglang: Sglang = Sglang()
     sim: Sim = Sim()

@@ -24,6 +24,7 @@ from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
 from vllm_proxy.edge.admission import AuthClient
 from vllm_proxy.edge.config import EdgeConfig
+from vllm_proxy.edge.cors import Cors
 from vllm_proxy.edge.exchange import ExchangeContext
 from vllm_proxy.edge.fastapi_app import build_api, routes_of
 from vllm_proxy.edge.fleet_logs import FleetLogs
@@ -32,6 +33,7 @@ from vllm_proxy.edge.hosts import Hosts
 from vllm_proxy.edge.http_protocol import with_limits
 from vllm_proxy.edge.inference import InferenceEndpoint
 from vllm_proxy.edge.metrics import EdgeMetrics, leave_multiprocess, prepare_multiprocess
+from vllm_proxy.edge.response_writer import AsgiApp
 from vllm_proxy.edge.routes.admin import admin_router
 from vllm_proxy.edge.routes.audit import audit_router
 from vllm_proxy.edge.routes.health import health_router
@@ -116,7 +118,8 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
         spawn(tasks, auth.run(), "auth")
         spawn(tasks, watch.run(), "table-watch")
         spawn(tasks, _sweep(context), "sweep")
-        server = EdgeServer(_server_config(app, config))
+        served = Cors(app, config.cors_origins) if config.cors_origins else app
+        server = EdgeServer(_server_config(served, config))
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
         log.info("serving", extra={"edge_id": edge_id, "address": _shown(listener)})
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -168,7 +171,7 @@ async def _sweep(context: ExchangeContext) -> None:
         context.metrics.flush()
 
 
-def _server_config(app: EdgeApp, config: EdgeConfig) -> uvicorn.Config:
+def _server_config(app: AsgiApp, config: EdgeConfig) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     return uvicorn.Config(
         app,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class EdgeConfig:
     drain_timeout_s: float
     drain_notice_s: float
     keep_alive_timeout_s: float
+    sse_keepalive_s: float
+    server_timing: bool
+    cors_origins: tuple[str, ...]
+    allow_private_media_urls: bool
+    model_aliases: Mapping[str, str]
+    default_model: str | None
     adapter_timeout_s: float
 
     @classmethod
@@ -60,5 +67,11 @@ class EdgeConfig:
             drain_timeout_s=edge.drain_timeout_s,
             drain_notice_s=edge.drain_notice_s,
             keep_alive_timeout_s=edge.keep_alive_timeout_s,
+            sse_keepalive_s=edge.sse_keepalive_s,
+            server_timing=edge.server_timing,
+            cors_origins=tuple(edge.cors_origins),
+            allow_private_media_urls=edge.allow_private_media_urls,
+            model_aliases=settings.model_aliases,
+            default_model=settings.default_model,
             adapter_timeout_s=settings.router.adapter_timeout_s,
         )

@@ -29,12 +29,14 @@ from vllm_proxy.edge.hosts import Hosts
 from vllm_proxy.edge.metrics import UNKNOWN_MODEL, EdgeMetrics
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, NO_REASON, RequestFacts, log_request
 from vllm_proxy.edge.request_body import MAX_UINT32
-from vllm_proxy.edge.response_head import response_head
+from vllm_proxy.edge.response_head import EVENT_STREAM, response_head
 from vllm_proxy.edge.response_writer import ClientConnection, ResponseWriter, Send, Spawn
 
 #: How long the end of a cancelled request is waited for before it is settled with the last counts.
 END_WAIT_S = 30.0
 MAX_ATTEMPTS = 2
+#: A comment line, which clients skip (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+_KEEP_ALIVE = b": keep-alive\n\n"
 #: After one of these an event stream has nothing more to say.
 _LAST_EVENTS = (b"data: [DONE]\n", b"event: response.completed\n", b"event: message_stop\n")
 
@@ -104,7 +106,10 @@ class Exchange:
         self._is_event_stream = False
         #: What the client still has to get of a body whose length was announced; negative otherwise.
         self._body_left = -1
-        self._last_data = b""
+        self._last_data = self._heard = b""
+        #: When `_heard` was seen, or the last comment was sent.
+        self._spoke_at = 0.0
+        self._sent_at = 0.0
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
         self._first_byte_at = self._settled_at = 0.0
         self._status = 0
@@ -158,6 +163,7 @@ class Exchange:
             self._settle(auth_pb2.OUTCOME_CANCELLED)
         elif not self._client_done and now - self._request.started_at >= self._context.config.request_timeout_s:
             self._give_up(RequestTimeout())
+        self._keep_alive(now)
         if self._writer.suspended and not self._client_done:
             self._check_stall(now)
 
@@ -269,14 +275,44 @@ class Exchange:
     def _open(self) -> None:
         """Sends the head; from here on the request belongs to this host."""
         assert self._head is not None
+        self._first_byte_at = self._context.clock()
+        if self._context.config.server_timing:
+            self._request.answer_headers.append((b"server-timing", self._timing()))
         head = response_head(*self._head, self._request.answer_headers)
         self._head = None
         self._status = head.status
         self._is_event_stream = head.is_event_stream
         self._body_left = head.body_bytes
-        self._first_byte_at = self._context.clock()
         self._request.body = b""
         self._writer.start(head.status, head.headers)
+
+    def _timing(self) -> bytes:
+        request = self._request
+        admitted_at = request.started_at + request.admission_s
+        return b"auth;dur=%.2f, route;dur=%.2f, ttft;dur=%.2f" % (
+            request.admission_s * 1000,
+            max(0.0, self._sent_at - admitted_at) * 1000,
+            (self._first_byte_at - request.started_at) * 1000,
+        )
+
+    def _keep_alive(self, now: float) -> None:
+        """Sends a comment on a stream that has been silent. Not in the middle of an event."""
+        after_s = self._context.config.sse_keepalive_s
+        if not after_s or self._host_done or self._client_done:
+            return
+        if self._last_data is not self._heard or not self._spoke_at:
+            self._heard, self._spoke_at = self._last_data, now
+        if now - self._spoke_at < after_s:
+            return
+        if self._head is not None and dict(self._head[1]).get(b"content-type", b"").startswith(EVENT_STREAM):
+            self._open()  # From here on the request belongs to its host.
+        if (
+            self._is_event_stream
+            and not self._writer.suspended
+            and (not self._last_data or self._last_data.endswith(b"\n\n"))
+        ):
+            self._spoke_at = now
+            self._writer.write(_KEEP_ALIVE)
 
     # Hosts, attempts and the end.
 
@@ -295,6 +331,7 @@ class Exchange:
         if session is None:
             return False
         self._session = session
+        self._sent_at = self._context.clock()
         self._stream_id = session.start(self, self._request.body, self._context.config.response_window_bytes)
         return True
 

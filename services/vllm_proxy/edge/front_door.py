@@ -18,6 +18,9 @@ from vllm_proxy.edge.response_writer import AsgiApp, Message, Receive, Scope, Se
 
 #: FastAPI reads a body before it looks at the key.
 MAX_API_BODY_BYTES = 64 * 1024
+_NAME = b"{model:path}"
+#: What GET answers, HEAD answers too, without the body, which the server leaves out.
+_READS = {"HEAD": "GET"}
 
 
 class EdgeApp:
@@ -38,6 +41,8 @@ class EdgeApp:
         for method, path in self._api_routes:
             self._methods.setdefault(path, []).append(method)
         self._templates = [(path_pattern(path.decode()), path) for path in self._methods if b"{" in path]
+        #: Paths that end in a model's name, which may hold slashes. A name is looked up in the table, nowhere else.
+        self._named = tuple(path.removesuffix(_NAME) for path in self._methods if path.endswith(_NAME))
         self._max_header_bytes = max_header_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,8 +59,10 @@ class EdgeApp:
                 raise HeadersTooLarge
             if route is not None:
                 await self._inference(route, engine_path(route, path), scope, receive, send)
-            elif key in self._api_routes:
+            elif (_READS.get(key[0], key[0]), key[1]) in self._api_routes:
                 await self._call_api(scope, receive, send)
+            elif path.endswith("/") and not path.startswith("/admin/") and self._allowed(key[1][:-1]):
+                await _redirect(scope, send, key[1][:-1])
             else:
                 raise self._no_route(*key)
         except ServiceError as e:
@@ -88,6 +95,8 @@ class EdgeApp:
             await send(message)
 
         try:
+            if scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}
             await self._api(scope, limited_receive, tagging_send)
         except Exception as e:
             # Starlette answers unexpected errors (see api.py) and lets them through to here as well.
@@ -95,14 +104,15 @@ class EdgeApp:
                 raise unexpected(e, request_id.decode()) from None
 
     def _allowed(self, path: bytes) -> list[str]:
-        return sorted({*EDGE_ROUTES.methods(path.decode("latin-1")), *self._methods.get(path, ())})
+        return sorted({*EDGE_ROUTES.methods(path.decode("latin-1")), *self._methods.get(self._template_of(path), ())})
 
     def _template_of(self, path: bytes) -> bytes:
         """The route's path that this one is written for, else itself."""
         if path in self._methods:
             return path
         text = path.decode("latin-1")
-        return next((template for pattern, template in self._templates if pattern.fullmatch(text)), path)
+        named = (prefix + _NAME for prefix in self._named if path.startswith(prefix) and path != prefix)
+        return next((template for pattern, template in self._templates if pattern.fullmatch(text)), next(named, path))
 
     def _no_route(self, method: str, path: bytes) -> ServiceError:
         shown = path[:200].decode("ascii", "replace")
@@ -117,3 +127,15 @@ def _request_id(scope: Scope) -> bytes:
 
 def _api_body_too_large() -> RequestTooLarge:
     return RequestTooLarge(f"The request body is larger than {MAX_API_BODY_BYTES} bytes.")
+
+
+async def _redirect(scope: Scope, send: Send, path: bytes) -> None:
+    """As the engine's own server, for a path with a slash too many at its end."""
+    query = scope["query_string"]
+    headers = [
+        (b"location", path + (b"?" + query if query else b"")),
+        (b"content-length", b"0"),
+        (b"x-request-id", _request_id(scope)),
+    ]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -12,11 +12,14 @@ from vllm_proxy.common.ids import accept_request_id, accept_traceparent
 from vllm_proxy.common.response_ids import tag_of
 from vllm_proxy.edge.admission import AdmissionGivenUp, AdmissionRefused, Settlement, rate_limit_headers
 from vllm_proxy.edge.answer_limit import with_limit
+from vllm_proxy.edge.content_coding import decoded
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
 from vllm_proxy.edge.errors import HeaderList, error_response
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext
 from vllm_proxy.edge.form_body import peek_form
 from vllm_proxy.edge.http_protocol import connection_of
+from vllm_proxy.edge.media_urls import refuse_private
+from vllm_proxy.edge.model_names import ModelNames, form_with_model, with_model
 from vllm_proxy.edge.prompt_script import script_of
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestFacts, log_request
 from vllm_proxy.edge.request_body import BodyPeek, ClientGone, peek, read_body
@@ -30,6 +33,8 @@ _FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta
 class InferenceEndpoint:
     def __init__(self, context: ExchangeContext) -> None:
         self._context = context
+        config = context.config
+        self._names = ModelNames(context.hosts.table, config.model_aliases, config.default_model)
 
     async def __call__(self, route: EngineRoute, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         context = self._context
@@ -53,10 +58,13 @@ class InferenceEndpoint:
                 context.config.max_body_bytes,
                 context.config.body_timeout_s,
             )
+            if (coding := headers.get(b"content-encoding")) is not None:
+                request.body = await decoded(request.body, coding, context.config.max_body_bytes)
             # Whether the client leaves shows in `receive` from now on.
             watch = step(receive())
             leaves = watch.waiting_for if isinstance(watch, Suspended) else None
             lease_id = await self._admit(request, key, client_is_local(scope, headers), leaves)
+            await self._refuse_private_media(request, lease_id)
         except (ClientGone, AdmissionGivenUp):
             self._finished(request, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
             return
@@ -90,7 +98,9 @@ class InferenceEndpoint:
     ) -> str:
         """The lease. Raises AdmissionRefused, AuthUnavailable, InvalidRequest."""
         body = _peek(request)
-        request.model = body.model
+        request.model = self._names.meant(body.model)
+        if request.model is not None and request.model != body.model:
+            _rename(request, request.model)
         if request.route.of_response:
             request.holder_tag = tag_of(request.path.split("/")[3])
         elif body.previous_response_id:
@@ -99,7 +109,7 @@ class InferenceEndpoint:
             api_key_sha256=key,
             operation=auth_pb2.OPERATION_INFERENCE,
             request_id=request.request_id,
-            model=body.model or "",
+            model=request.model or "",
             prompt_tokens_estimate=body.prompt_tokens,
             prompt_bytes=body.prompt_bytes,
             prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
@@ -114,7 +124,8 @@ class InferenceEndpoint:
         except AdmissionRefused as e:
             request.key_id, request.user = e.answer.key_id, e.answer.user
             raise
-        self._context.metrics.admission_s.add(self._context.clock() - asked_at)
+        request.admission_s = self._context.clock() - asked_at
+        self._context.metrics.admission_s.add(request.admission_s)
         request.key_id, request.user = answer.key_id, answer.user
         request.answer_headers += rate_limit_headers(answer)
         request.priority, request.reserved_tokens = answer.priority, answer.reserved_tokens
@@ -127,6 +138,16 @@ class InferenceEndpoint:
                 )
                 raise
         return answer.lease_id
+
+    async def _refuse_private_media(self, request: RequestFacts, lease_id: str) -> None:
+        """Raises InvalidRequest. After the admission: looking names up is not for strangers."""
+        if self._context.config.allow_private_media_urls or request.route.model_in is not ModelIn.BODY:
+            return
+        try:
+            await refuse_private(request.body)
+        except BaseException:
+            self._context.auth.settle(Settlement(lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, request.model or ""))
+            raise
 
     async def _refuse(self, request: RequestFacts, send: Send, error: ServiceError) -> None:
         self._finished(request, error.http_status, error.reason, error.retry_after_s)
@@ -149,6 +170,18 @@ def _peek(request: RequestFacts) -> BodyPeek:
             return peek_form(request.body, dict(request.headers).get(b"content-type", b""))
         case ModelIn.NOWHERE:
             return BodyPeek(response_tokens=0)
+
+
+def _rename(request: RequestFacts, model: str) -> None:
+    """Makes the body name the model that is meant."""
+    match request.route.model_in:
+        case ModelIn.BODY:
+            request.body = with_model(request.body, model)
+        case ModelIn.FORM:
+            content_type = dict(request.headers).get(b"content-type", b"")
+            request.body = form_with_model(request.body, content_type, model)
+        case ModelIn.NOWHERE:
+            request.model = None
 
 
 async def send_error(

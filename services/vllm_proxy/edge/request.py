@@ -34,6 +34,8 @@ class RequestFacts:
     body: bytes = b""
     #: Of the host that holds the stored response that it needs; see common/response_ids.py.
     holder_tag: str = ""
+    #: How long the auth service took to answer.
+    admission_s: float = 0.0
     key_id: str = ""
     user: str = ""
     priority: int = 0

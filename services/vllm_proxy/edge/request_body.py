@@ -189,7 +189,7 @@ def _string(raw: msgspec.Raw) -> str | None:
         return None
     try:
         return _decode_string(raw) or None
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None
 
 

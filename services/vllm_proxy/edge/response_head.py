@@ -14,7 +14,7 @@ _DROPPED = frozenset(
     )
 )
 _CORS = b"access-control-"
-_EVENT_STREAM = b"text/event-stream"
+EVENT_STREAM = b"text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def response_head(status: int, engine_headers: HeaderList, own_headers: HeaderLi
     kept = [pair for pair in engine_headers if pair[0] not in _DROPPED and not pair[0].startswith(_CORS)]
     kept += own_headers
     named = dict(kept)
-    is_event_stream = named.get(b"content-type", b"").startswith(_EVENT_STREAM)
+    is_event_stream = named.get(b"content-type", b"").startswith(EVENT_STREAM)
     if is_event_stream:
         # Proxies on the way must neither gather events nor keep them.
         kept.append((b"x-accel-buffering", b"no"))

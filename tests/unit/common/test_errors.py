@@ -23,7 +23,7 @@ from vllm_proxy.common.rpc.status import from_rpc_error, to_status
 
 ALL = sorted(subclasses(), key=lambda cls: cls.__name__)
 #: The statuses that OpenAI's clients tell apart, and those that a gateway adds.
-HTTP_STATUSES = {400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 431, 500, 502, 503, 504}
+HTTP_STATUSES = {400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 500, 502, 503, 504}
 
 
 def over_the_wire(error: ServiceError) -> ServiceError:

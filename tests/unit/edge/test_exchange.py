@@ -417,3 +417,44 @@ async def test_the_books_learn_the_base_model_of_what_answered_only() -> None:
     unknown.exchange.begin()
     unknown.exchange.ended(engine_pb2.EndFrame())
     assert [bench.book.settlements[0].base_model for bench in (bench, unknown)] == ["base", ""]
+
+
+async def test_a_silent_stream_gets_comments_between_events() -> None:
+    bench = Bench("a", sse_keepalive_s=10)
+    bench.exchange.begin()
+    bench.exchange.head(200, [(b"content-type", b"text/event-stream")])
+
+    def later(seconds: float) -> bytes:
+        bench.clock.now += seconds
+        bench.exchange.sweep(bench.clock.now)
+        return bench.client.body
+
+    later(0)
+    assert later(9) == b""
+    assert later(1) == b": keep-alive\n\n"
+    bench.exchange.deliver(b"data: 1\n\n", 1, 1, True)
+    later(9)
+    assert later(9) == b": keep-alive\n\ndata: 1\n\n"
+    assert later(1) == b": keep-alive\n\ndata: 1\n\n: keep-alive\n\n"
+    bench.exchange.deliver(b"data: half", 1, 1, True)
+    later(1)
+    before = later(0)
+    assert later(100) == before and before.endswith(b"half")
+
+
+async def test_an_answer_that_is_no_stream_gets_no_comment() -> None:
+    bench = Bench("a", sse_keepalive_s=10)
+    bench.exchange.begin()
+    bench.exchange.head(200, [(b"content-type", b"application/json")])
+    for _ in range(3):
+        bench.clock.now += 20
+        bench.exchange.sweep(bench.clock.now)
+    assert bench.client.messages == []
+
+
+async def test_timing_is_told_when_it_is_asked_for() -> None:
+    bench = Bench("a", server_timing=True)
+    bench.exchange.begin()
+    bench.clock.now += 0.25
+    bench.stream(b"data: 1\n\n")
+    assert bench.client.headers[b"server-timing"] == b"auth;dur=0.00, route;dur=0.00, ttft;dur=250.00"

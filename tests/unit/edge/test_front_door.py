@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ class Admitting:
         self.asked: list[auth_pb2.AdmitRequest] = []
         self.settlements: list[Any] = []
         self.refusal: ServiceError | None = None
+        self.user = "u"
         self.limits = auth_pb2.RateLimitState(limit=10, remaining=9, reset_ms=6_000)
 
     async def admit(self, request: auth_pb2.AdmitRequest, give_up: object = None) -> auth_pb2.AdmitResponse:
@@ -58,7 +60,7 @@ class Admitting:
         if isinstance(self.refusal, AuthUnavailable):
             raise self.refusal
         answer = auth_pb2.AdmitResponse(
-            admitted=self.refusal is None, lease_id="l1", key_id="k1", user="u", requests=self.limits
+            admitted=self.refusal is None, lease_id="l1", key_id="k1", user=self.user, requests=self.limits
         )
         if self.refusal is not None:
             raise AdmissionRefused(self.refusal, answer)
@@ -154,7 +156,7 @@ class Edge:
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     auth, hosts, tasks = Admitting(), FakeHosts(), set()
-    config = replace(edge_config(), max_header_bytes=4096, max_body_bytes=1000)
+    config = replace(edge_config(), max_header_bytes=4096, max_body_bytes=1000, model_aliases={"gpt": "m"})
 
     def spawn(coroutine: Any, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -260,7 +262,7 @@ async def test_anthropics_clients(edge: Edge) -> None:
         "/v1/",
         "/v1//chat/completions",
         "//v1/chat/completions",
-        "/v1/chat/completions/",
+        "/v1/chat/completions//",
         "/v1/chat/completions%2f",
         "/v1/./chat/completions",
         "/v1/%2e/chat/completions",
@@ -274,7 +276,6 @@ async def test_anthropics_clients(edge: Edge) -> None:
         "/scale_elastic_ep",
         "/sleep",
         "/collective_rpc",
-        "/admin/reload-keys/",
         "/admin%2freload-keys",
         "/docs/../admin/reload-keys",
     ],
@@ -312,6 +313,54 @@ async def test_wrong_method(edge: Edge, method: str, path: str, allow: str) -> N
     response = await edge.http.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, allow)
     assert error_of(response)["code"] == "method_not_allowed"
+
+
+async def test_a_slash_too_many_is_redirected_as_the_engine_does(edge: Edge) -> None:
+    for path in ("/v1/chat/completions", "/v1/models", "/v1/responses/resp_1/cancel"):
+        response = await edge.http.post(path + "/?x=1", json=CHAT)
+        assert (response.status_code, response.headers["location"]) == (307, path + "?x=1")
+    assert edge.auth.asked == []
+
+
+async def test_head_is_answered_where_get_is(edge: Edge) -> None:
+    response = await edge.http.head("/v1/models")
+    assert response.status_code == 200
+    assert (await edge.http.head("/health", headers={"authorization": ""})).status_code == 503
+    assert (await edge.http.head("/v1/chat/completions")).status_code == 405
+
+
+async def test_a_compressed_body_reaches_the_engine_unpacked(edge: Edge) -> None:
+    body = json.dumps(CHAT).encode()
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    response = await edge.http.post("/v1/completions", content=gzip.compress(body), headers=headers)
+    assert response.status_code == 200
+    ((_, envelope, sent, _),) = edge.hosts.sessions["a"].started
+    assert sent == body
+    assert b"content-encoding" not in {header.name for header in envelope.headers}
+    assert edge.auth.asked[0].model == "m"
+    for packed, status in ((b"x", 400), (gzip.compress(b"x" * 1001), 413)):
+        response = await edge.http.post("/v1/completions", content=packed, headers=headers)
+        assert (response.status_code, error_of(response)["type"]) == (status, "invalid_request_error")
+
+
+async def test_media_from_a_private_address_are_refused_and_the_lease_is_given_back(edge: Edge) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}]
+    response = await edge.http.post("/v1/completions", json={**CHAT, "messages": [{"role": "user", "content": parts}]})
+    assert response.status_code == 400
+    assert "169.254.169.254" in error_of(response)["message"]
+    (settlement,) = edge.auth.settlements
+    assert settlement.outcome == auth_pb2.OUTCOME_NOT_SENT
+    assert edge.hosts.sessions["a"].started == []
+
+
+async def test_an_alias_reaches_admission_and_engine_as_what_it_means(edge: Edge) -> None:
+    for asked in ("gpt", "base:lora"):
+        await edge.http.post("/v1/completions", json={"prompt": "x", "model": asked})
+    edge.hosts.table.apply(table(pb.Host(name="a", state=pb.HOST_STATE_SERVING, models=[pb.Model(name="base")])))
+    await edge.http.post("/v1/completions", json={"prompt": "x", "model": "base:lora"})
+    assert [asked.model for asked in edge.auth.asked] == ["m", "base:lora", "lora"]
+    bodies = [json.loads(body) for _, _, body, _ in edge.hosts.sessions["a"].started]
+    assert bodies == [{"prompt": "x", "model": model} for model in ("m", "base:lora", "lora")]
 
 
 async def test_no_key(edge: Edge) -> None:
@@ -377,6 +426,26 @@ async def test_models_are_merged_base_models_first(edge: Edge) -> None:
         assert [model["id"] for model in listed["data"]] == ["base", "other", "bare", "lora"]
         assert card in response.content
     assert edge.auth.asked[0].operation == auth_pb2.OPERATION_READ
+
+
+async def test_only_the_operator_sees_where_a_model_lies(edge: Edge) -> None:
+    card = b'{"id":"org/base","object":"model","root":"/models/secret","parent":null,"created":17}'
+    models = [pb.Model(name="org/base", card_json=card)]
+    edge.hosts.table.apply(table(pb.Host(name="a", state=pb.HOST_STATE_SERVING, models=models)))
+    for path in ("/v1/models/org/base", "/v1/models/org%2Fbase", "/models/org/base"):
+        response = await edge.http.get(path)
+        assert (response.status_code, response.content) == (200, card.replace(b"/models/secret", b"org/base"))
+    assert b"secret" not in (await edge.http.get("/v1/models")).content
+    edge.auth.user = "admin"
+    assert (await edge.http.get("/v1/models/org/base")).content == card
+    assert card in (await edge.http.get("/v1/models")).content
+    for path in ("/v1/models/nobody", "/v1/models/..", "/v1/models/org/base/x", "/v1/models//org/base"):
+        client = Client()
+        scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+        scope |= {"headers": [(b"authorization", b"sk-good")], "client": ("127.0.0.1", 1)}
+        await edge.app(scope, client.send, client.send)  # type: ignore[arg-type]  # nothing is received
+        assert (client.status, json.loads(client.body)["error"]["code"]) == (404, "model_not_found")
+    assert (await edge.http.delete("/v1/models/org/base")).headers["allow"] == "GET"
 
 
 async def test_health(edge: Edge) -> None:

@@ -150,7 +150,7 @@ def test_body_that_cannot_be_read_names_no_model(body: bytes) -> None:
     assert peek(body) == BodyPeek()
 
 
-@pytest.mark.parametrize("value", [b"3", b"null", b'""', b'["m"]', b'{"a":"m"}'])
+@pytest.mark.parametrize("value", [b"3", b"null", b'""', b'"\xff\xfe"', b'["m"]', b'{"a":"m"}'])
 def test_model_of_another_type_is_no_model_and_hides_nothing(value: bytes) -> None:
     assert peek(b'{"model":' + value + b',"max_tokens":2}') == BodyPeek(None, 1, 2, 0)
 

@@ -47,6 +47,7 @@ class RoutingTable:
         self._rows: tuple[ModelRow, ...] = ()
         self._bases: dict[str, str] = {}
         self._host_bases: dict[str, str] = {}
+        self._row_of: dict[str, ModelRow] = {}
 
     def apply(self, table: pb.WatchTableResponse, local_in_flight: Mapping[str, int] = _NOTHING) -> None:
         """Puts a new table in force. `local_in_flight` is what this process has at each host (by name) right now:
@@ -66,6 +67,7 @@ class RoutingTable:
         self._host_bases = {
             host.name: next((model.name for model in host.models if not model.base), "") for host in ordered
         }
+        self._row_of = {row.name: row for row in self._rows}
         if table.policy != self._policy.name:
             self._policy = POLICIES.get(table.policy, LeastLoaded)()
 
@@ -99,6 +101,9 @@ class RoutingTable:
     def models(self) -> Sequence[ModelRow]:
         """The models of all SERVING hosts, one row per name: base models first, then adapters."""
         return self._rows
+
+    def row(self, name: str) -> ModelRow | None:
+        return self._row_of.get(name)
 
     def _index(self, reports: Sequence[pb.Host], table: pb.WatchTableResponse) -> dict[str, tuple[Host, ...]]:
         pools: dict[str, list[Host]] = {name: [] for name in table.absent_models if name}

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the engines' own model cards, merged over all hosts."""
+"""`GET /v1/models`: the engines' own model cards, merged over all hosts; and one of them by its name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 
 from vllm_proxy.api.auth.v1 import auth_pb2
+from vllm_proxy.common.errors import ModelNotFound
 from vllm_proxy.common.model_patterns import patterns_of
 from vllm_proxy.common.routing.table import ModelRow, RoutingTable
 from vllm_proxy.edge.admission import AuthClient
 from vllm_proxy.edge.routes.authorization import requires
+
+#: Its keys may see where a model's files are.
+ADMIN = "admin"
 
 
 def models_router(table: RoutingTable, auth: AuthClient) -> APIRouter:
@@ -20,20 +24,38 @@ def models_router(table: RoutingTable, auth: AuthClient) -> APIRouter:
     @router.get("/v1/models", summary="The models and adapters that the key may ask for")
     @router.get("/models", include_in_schema=False)
     async def models(request: Request) -> Response:
-        rows: Iterable[ModelRow] = table.models()
         admission: auth_pb2.AdmitResponse = request.state.admission
-        if admission.HasField("models"):
-            allowed = patterns_of(tuple(admission.models.patterns))
-            rows = (row for row in rows if allowed.match(row.name) is not None)
-        cards = b",".join(_card(row) for row in rows)
+        cards = b",".join(_card(row, admission) for row in _allowed(table.models(), admission))
         return Response(b'{"object":"list","data":[' + cards + b"]}", media_type="application/json")
+
+    @router.get("/v1/models/{model:path}", summary="One of them")
+    @router.get("/models/{model:path}", include_in_schema=False)
+    async def model(model: str, request: Request) -> Response:
+        admission: auth_pb2.AdmitResponse = request.state.admission
+        row = table.row(model)
+        if row is None or not list(_allowed([row], admission)):
+            raise ModelNotFound(f"The model `{model[:256]}` does not exist.", metadata={"param": "model"})
+        return Response(_card(row, admission), media_type="application/json")
 
     return router
 
 
-def _card(row: ModelRow) -> bytes:
-    if row.card_json:
+def _allowed(rows: Iterable[ModelRow], admission: auth_pb2.AdmitResponse) -> Iterable[ModelRow]:
+    if not admission.HasField("models"):
+        return rows
+    allowed = patterns_of(tuple(admission.models.patterns))
+    return (row for row in rows if allowed.match(row.name) is not None)
+
+
+def _card(row: ModelRow, admission: auth_pb2.AdmitResponse) -> bytes:
+    """The engine's card. Its `root` is where the files are, which is the operator's business: others get the name."""
+    if not row.card_json:
+        return orjson.dumps(
+            {"id": row.name, "object": "model", "created": 0, "owned_by": "vllm-proxy", "parent": row.base or None}
+        )
+    if admission.user == ADMIN:
         return row.card_json
-    return orjson.dumps(
-        {"id": row.name, "object": "model", "created": 0, "owned_by": "vllm-proxy", "parent": row.base or None}
-    )
+    card = orjson.loads(row.card_json)
+    if "root" in card:
+        card["root"] = row.name
+    return orjson.dumps(card)

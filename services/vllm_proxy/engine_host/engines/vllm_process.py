@@ -16,6 +16,8 @@ _DEFAULTS = {
     "VLLM_LOGGING_COLOR": "0",
     # Process titles would overwrite /proc/PID/environ, which leftovers are found by.
     "SPT_NOENV": "1",
+    # The edge has looked at the address that a media URL names, not at the next one.
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
 }
 
 
