@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripts.supervisor_client import Supervisor, SupervisorGone
 from scripts.supervisor_config import Program
 
+from vllm_proxy.common.engine_faults import likely_cause
 from vllm_proxy.common.rpc.address import dial_target
 from vllm_proxy.common.settings import LoadedSettings
 
@@ -29,23 +30,6 @@ TAIL_BYTES = 64 * 1024
 #: An engine that dies while it starts will do so again; other services may wait for each other.
 ENGINE_DEATHS = 1
 SERVICE_DEATHS = 2
-
-#: What a line of an engine's output means to a user.
-CAUSES = (
-    (r"unrecognized arguments|error: argument", "a flag of the start command is not one of the installed engine"),
-    (r"out of memory|OutOfMemory|Cannot allocate", "memory is too small for the model; try a smaller one"),
-    (r"Available memory on node|No available memory for the cache|larger than the available KV cache",
-     "memory is too small for the KV cache; lower --max-model-len or --kv-cache-memory-bytes"),
-    (r"is not a valid model identifier|Repository Not Found|is not a local folder|LocalEntryNotFound|OfflineMode"
-     r"|Repo id must be in the form|Invalid repository ID or local directory specified"
-     r"|couldn't connect to 'https://huggingface",
-     "no such model, here or on the Hub (or the Hub cannot be reached)"),
-    (r"gated repo|401 Client Error", "the model's owner wants a login: set HF_TOKEN"),
-    (r"does not support LoRA", "this model takes no LoRA adapters: set vllm.lora.enabled: false in config.yaml"),
-    (r"[Aa]ddress already in use", "a port is in use by another program"),
-    (r"No space left", "the disk is full"),
-    (r"No module named", "the environment is not complete: rm -rf .venv, then make run"),
-)  # fmt: skip
 
 
 class LogMarks:
@@ -130,7 +114,7 @@ def explain(loaded: LoadedSettings, program: Program, marks: LogMarks) -> str:
     """Why a service does not start, from its log and its engine's output."""
     logs = logs_of(loaded, program)
     text = "\n".join(map(marks.new_text, logs))
-    cause = next((cause for pattern, cause in CAUSES if re.search(pattern, text)), None)
+    cause = likely_cause(text)
     return "\n".join(
         [
             f"{program.name} cannot start.",

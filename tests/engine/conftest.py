@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
-from tests.engine.columns import CANNOT, Column, selected
+from tests.engine.columns import CANNOT, COLUMNS, Column, selected
 from tests.engine.running import EngineClient, RunningEngine
 from tests.engine.table import Table
 
@@ -32,12 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
-        if (column := _column(item)) and (reason := CANNOT.get((column.name, _function(item)))):
+        if reason := _cannot(item):
             item.add_marker(pytest.mark.skip(reason=reason))
-    # The engine is killed when its other tests are through. One engine at a time: pytest has grouped them by column.
-    order = list(dict.fromkeys(column.name for item in items if (column := _column(item))))
-    places = {name: place for place, name in enumerate(order)}
-    items.sort(key=lambda item: (places[c.name] if (c := _column(item)) else -1, "test_death" in item.nodeid))
+    # One engine at a time; it is killed when all other tests of its columns are through.
+    order = list(dict.fromkeys(column.engine for column in selected()))
+    names = [column.name for column in selected()]
+
+    def place(item: pytest.Item) -> tuple[int, bool, int]:
+        column = _column(item)
+        if column is None:
+            return -1, False, 0
+        return order.index(column.engine), "test_death" in item.nodeid, names.index(column.name)
+
+    items.sort(key=place)
 
 
 def _column(item: pytest.Item) -> Column | None:
@@ -46,8 +53,14 @@ def _column(item: pytest.Item) -> Column | None:
     return found if isinstance(found, Column) else None
 
 
-def _function(item: pytest.Item) -> str:
-    return getattr(item, "originalname", None) or item.name
+def _cannot(item: pytest.Item) -> str:
+    """Why a test cannot pass in its column; empty if it can."""
+    column = _column(item)
+    if column is None:
+        return ""
+    function = getattr(item, "originalname", None) or item.name
+    parameters = item.name.removeprefix(f"{function}[{column.name}-").rstrip("]")
+    return CANNOT.get((column.name, function)) or CANNOT.get((column.name, f"{function}[{parameters}]")) or ""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,7 +70,7 @@ def pytest_runtest_makereport(
     report = yield
     column, row = _column(item), item.get_closest_marker("row")
     if column is not None and row is not None and (report.when == "call" or report.outcome != "passed"):
-        reason = CANNOT.get((column.name, _function(item)), "") if report.skipped else ""
+        reason = _cannot(item) if report.skipped else ""
         item.config.stash[_TABLE].add(row.args[0], column.name, report.outcome, reason)
     return report
 
@@ -67,13 +80,48 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.stash[_TABLE].write(path)
 
 
-@pytest.fixture(scope="session", params=selected(), ids=lambda column: column.name)
-def engine(request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
-    running = RunningEngine(request.param)
+class Engines:
+    """The hosts that run, of one engine at a time."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, RunningEngine] = {}
+
+    def of(self, column: Column) -> RunningEngine:
+        for running in list(self._running.values()):
+            if running.column.engine != column.engine:
+                self.stop()
+        if column.launch_mode == "attached":
+            self._start(next(c for c in COLUMNS if c.engine == column.engine and c.launch_mode == "cli"))
+        return self._start(column)
+
+    def at(self, column: Column) -> list[RunningEngine]:
+        """All hosts of a column's engine."""
+        return [running for running in self._running.values() if running.column.engine == column.engine]
+
+    def stop(self) -> None:
+        while self._running:
+            self._running.popitem()[1].stop()
+
+    def _start(self, column: Column) -> RunningEngine:
+        if column.name not in self._running:
+            port = next((running.engine_port for running in self._running.values()), 0)
+            running = self._running[column.name] = RunningEngine(column, port)
+            running.start()
+        return self._running[column.name]
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    running = Engines()
     try:
-        yield running.start()
+        yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session", params=selected(), ids=lambda column: column.name)
+def engine(request: pytest.FixtureRequest, engines: Engines) -> RunningEngine:
+    return engines.of(request.param)
 
 
 @pytest_asyncio.fixture

@@ -16,8 +16,11 @@ from typing import Any
 import httpx
 import yaml
 from tests.engine.columns import MODEL, ROOT, Column
+from tests.support.cluster import free_port
 from tests.support.process import ServiceProcess
 from tests.support.wait import wait_until
+
+from vllm_proxy.engine_host.engines import pid_record
 
 ADAPTERS = ROOT / "adapters"
 START_DEADLINE_S = 240.0
@@ -35,7 +38,8 @@ def require_model(engine_python: Path) -> Path:
 class RunningEngine:
     """Starts in a folder of its own, with the adapters copied to `adapters/`."""
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: Column, engine_port: int = 0) -> None:
+        """`engine_port`: of the engine's own server, where that is in another process. 0: a free one."""
         adapters = require_model(column.engine_python)
         self.column = column
         self.root = Path(tempfile.mkdtemp(prefix="vpe-", dir="/tmp"))
@@ -43,8 +47,9 @@ class RunningEngine:
         shutil.copytree(adapters, self.root / "adapters")
         (self.root / "lora_cache").mkdir()
         (self.root / "config").mkdir()
-        self._write_config()
         in_process = column.launch_mode == "python_api"
+        self.engine_port = engine_port or (0 if in_process else free_port())
+        self._write_config()
         self.process = ServiceProcess(
             "engine",
             [
@@ -58,7 +63,7 @@ class RunningEngine:
             is_healthy=lambda: self.state == "SERVING",
             environment={
                 # As installed there, entry points included.
-                "PYTHONPATH": column.python_path,
+                "PYTHONPATH": column.python_path if in_process else "",
                 "PATH": f"{column.engine_python.parent}:{os.environ['PATH']}",
             },
         )
@@ -68,14 +73,17 @@ class RunningEngine:
         column = self.column
         lora: dict[str, Any] = {"max_lora_rank": 8, "max_loras": 2, "allowed_roots": ["adapters"]}
         config = {
-            f"{column.kind}_port": 0,
+            f"{column.kind}_port": self.engine_port,
+            "engine_http": {"poll_s": 0.2},
             "engine_host": {"adapter_drain_timeout_s": 60},
             "engine_hosts": {column.kind: {"engine": column.kind}},
-            "vllm": {"lora": {**lora, "max_cpu_loras": 3}},
-            "sglang": {"lora": lora},
         }
-        section = {"launch_mode": column.launch_mode, "start_cmd": column.start_cmd, **column.section}
-        config[column.kind] = {**config.get(column.kind, {}), **section}
+        section: dict[str, Any] = {"launch_mode": column.launch_mode, "start_cmd": column.start_cmd, **column.section}
+        if column.python_path and column.launch_mode == "cli":
+            section["extra_env"] = {**section["extra_env"], "PYTHONPATH": column.python_path}
+        if column.kind == "vllm":
+            lora["max_cpu_loras"] = 3
+        config[column.kind] = {"lora": lora, **section}
         (self.root / "config/config.yaml").write_text(yaml.safe_dump(config))
 
     def start(self) -> RunningEngine:
@@ -109,8 +117,16 @@ class RunningEngine:
             return json.load(answer)
 
     def engine_pids(self) -> list[int]:
-        """The processes that carry this host's mark: vLLM's cores, workers and their helpers."""
-        return pids_of_engine(self.process.pid)
+        """The engine's processes: those that carry this host's mark, or the group that it started."""
+        if self.column.launch_mode == "python_api":
+            return pids_of_engine(self.process.pid)
+        record = pid_record.read(self.pid_file)
+        return record.group() if record is not None else []
+
+    @property
+    def pid_file(self) -> Path:
+        """Of a host that runs its engine by a command."""
+        return self.root / f".pids/{self.column.kind}.pid"
 
 
 def pids_of_engine(host_pid: int) -> list[int]:

@@ -105,7 +105,9 @@ class Cluster(Site):
 
     def _host(self, name: str) -> ServiceProcess:
         arguments = ("vllm_proxy.engine_host", "--config", str(self.config_path), "--name", name)
-        real = self.config["engine_hosts"][name]["engine"] != "sim"
+        spec = self.config["engine_hosts"][name]
+        mode = spec.get("launch_mode") or self.config.get(spec["engine"], {}).get("launch_mode", "python_api")
+        real = spec["engine"] != "sim" and mode == "python_api"
         target = self.host_address(name)
         return ServiceProcess(
             f"engine-{name}",

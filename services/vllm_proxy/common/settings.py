@@ -20,6 +20,7 @@ from vllm_proxy.common.settings_check import (
     checked_addresses,
     checked_loopback,
     checked_store,
+    checked_url,
     conflicts,
     fault_of,
 )
@@ -37,6 +38,8 @@ Address = Annotated[str, AfterValidator(checked_address)]
 Addresses = Annotated[str, AfterValidator(checked_addresses)]
 LoopbackHost = Annotated[str, AfterValidator(checked_loopback)]
 EngineKind = Literal["vllm", "sglang", "sim"]
+LaunchMode = Literal["python_api", "cli", "attached"]
+Url = Annotated[str, AfterValidator(checked_url)]
 
 
 class ConfigError(Exception):
@@ -130,22 +133,28 @@ class EngineSection(Section):
 
     auto_start: bool = False
     """Whether starting the edge alone starts the engine too."""
-    launch_mode: Literal["python_api", "cli", "attached"] = "python_api"
-    """python_api: the engine lives in the engine host. This version knows no other: load_settings refuses them."""
+    launch_mode: LaunchMode = "python_api"
+    """python_api: the engine lives in the engine host. cli: the host runs the start command and looks after it.
+    attached: somebody else runs it, at the engine's host and port or at `url`."""
+    url: Url | None = None
+    """attached: where the engine is, if it is not at its host and port; http://host:port or https://host."""
+    api_key_variable: str
+    """The environment variable with the engine's own key, if it has one. A start command's --api-key wins."""
     start_cmd_file: Path
     start_cmd: str | None = None
     """The start command itself; wins over start_cmd_file."""
     log_file: Path
     """The engine's own output."""
     pid_file: Path
-    """Of an engine in a process of its own; python_api has none."""
+    """Of an engine that the host runs by its start command (cli)."""
     extra_env: dict[str, str] = {}
     """Added to the engine's environment."""
+    lora: Lora = Lora()
 
     @field_validator("extra_env", mode="before")
     @classmethod
     def _stringify(cls, value: Any) -> Any:
-        return {k: str(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return _texts(value)
 
     def command(self, root: Path = Path()) -> str:
         """The start command, comments and line continuations removed. Empty if there is none."""
@@ -162,6 +171,10 @@ class EngineSection(Section):
         return "start_cmd" if self.start_cmd and self.start_cmd.strip() else f"start_cmd_file {self.start_cmd_file}"
 
 
+def _texts(value: Any) -> Any:
+    return {k: str(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def _command_text(text: str) -> str:
     lines = (line.strip().removesuffix("\\") for line in text.splitlines() if not line.lstrip().startswith("#"))
     return " ".join(line.strip() for line in lines if line.strip())
@@ -171,6 +184,7 @@ class Vllm(EngineSection):
     start_cmd_file: Path = Path("config/vllm_start_cmd.txt")
     log_file: Path = Path("logs/vllm.log")
     pid_file: Path = Path(".pids/vllm.pid")
+    api_key_variable: str = "VLLM_API_KEY"
     lora: VllmLora = VllmLora()
 
 
@@ -178,6 +192,7 @@ class Sglang(EngineSection):
     start_cmd_file: Path = Path("config/sglang_start_cmd.txt")
     log_file: Path = Path("logs/sglang.log")
     pid_file: Path = Path(".pids/sglang.pid")
+    api_key_variable: str = "SGLANG_API_KEY"
     lora: SglangLora = SglangLora()
 
 
@@ -320,14 +335,72 @@ class EngineHost(Section):
     """Ended requests that wait for their acknowledgement; the oldest are settled by the host."""
 
 
+class EngineHttp(Section):
+    """How a host speaks to an engine in another process (cli, attached)."""
+
+    poll_s: PositiveSeconds = 1.0
+    """How often it asks for the engine's health, models and load."""
+    answer_timeout_s: PositiveSeconds = 5.0
+    """An engine that does not answer that for so long is away."""
+    connect_timeout_s: PositiveSeconds = 5.0
+    max_connections: PositiveInt = 4096
+    """Requests that the engine is sent at once; more wait."""
+    idle_connection_s: PositiveSeconds = 3.0
+    """How long an idle connection is kept. Shorter than the engine keeps it (5 s), or a request may meet its end."""
+
+
+class EngineProcess(Section):
+    """How a host runs an engine by its start command (cli)."""
+
+    start_timeout_s: PositiveSeconds = 1800
+    """From the start to the first healthy answer."""
+    stop_timeout_s: PositiveSeconds = 20
+    """From SIGTERM to SIGKILL."""
+    restart_min_s: PositiveSeconds = 1.0
+    """The pause before an engine that died is started again; doubled after each failure."""
+    restart_max_s: PositiveSeconds = 60.0
+    restart_limit: PositiveInt = 5
+    """After so many deaths without having served for a minute in between the host gives up and ends."""
+
+
 class EngineHostSpec(Section):
-    """One engine host by name."""
+    """One engine host by name. What is null below `metrics_port` is as in the section of its engine."""
 
     engine: EngineKind
     address: Address | None = None
     """Where its EngineService listens; null: unix:.run/engine-<name>.sock."""
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
+    launch_mode: LaunchMode | None = None
+    start_cmd_file: Path | None = None
+    start_cmd: str | None = None
+    host: LoopbackHost | None = None
+    """Where the engine's own HTTP server is: vllm_host or sglang_host."""
+    port: Port | None = None
+    url: Url | None = None
+    api_key_variable: str | None = None
+    log_file: Path | None = None
+    """null: the section's, or logs/<name>-engine.log if several hosts run this kind of engine."""
+    pid_file: Path | None = None
+    extra_env: dict[str, str] | None = None
+
+    @field_validator("extra_env", mode="before")
+    @classmethod
+    def _stringify(cls, value: Any) -> Any:
+        return _texts(value)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What it sets of its engine's section."""
+        given = {name: getattr(self, name) for name in _OVERRIDES}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+#: The settings of EngineSection that one host may have differently.
+_OVERRIDES = (
+    *("launch_mode", "start_cmd_file", "start_cmd", "url", "api_key_variable"),
+    *("log_file", "pid_file", "extra_env"),
+)
 
 
 class Grpc(Section):
@@ -401,6 +474,8 @@ class Settings(Section):
     auth: Auth = Auth()
     router: Router = Router()
     engine_host: EngineHost = EngineHost()
+    engine_http: EngineHttp = EngineHttp()
+    engine_process: EngineProcess = EngineProcess()
     engine_hosts: dict[str, EngineHostSpec] = {}
     """Engine hosts by name. Empty: one for each engine that has a start command, named after it."""
     grpc: Grpc = Grpc()
@@ -442,6 +517,39 @@ class Settings(Section):
             else spec.model_copy(update={"address": f"unix:{self.run_dir}/engine-{name}.sock"})
             for name, spec in specs.items()
         }
+
+    def for_host(self, name: str) -> Settings:
+        """These settings with the engine's section, host and port as they are for one engine host."""
+        spec = self.engine_hosts.get(name) or EngineHostSpec.model_validate({"engine": name})
+        kind = spec.engine
+        if kind == "sim":
+            return self
+        section: EngineSection = getattr(self, kind)
+        changes = spec.overrides
+        if "start_cmd_file" in changes and "start_cmd" not in changes:
+            changes["start_cmd"] = None
+        if sum(other.engine == kind for other in self.engine_hosts.values()) > 1:
+            changes = {
+                "log_file": self.logs.dir / f"{name}-engine.log",
+                "pid_file": self.pid_dir / f"{name}-engine.pid",
+                **changes,
+            }
+        update: dict[str, Any] = {kind: section.model_copy(update=changes)}
+        if spec.host is not None:
+            update[f"{kind}_host"] = spec.host
+        if spec.port is not None:
+            update[f"{kind}_port"] = spec.port
+        return self.model_copy(update=update)
+
+    def section(self, kind: EngineKind) -> EngineSection | None:
+        """How an engine of a kind is started; None for the simulator."""
+        return {"vllm": self.vllm, "sglang": self.sglang}.get(kind)
+
+    def native_address(self, kind: EngineKind) -> tuple[str, int]:
+        """Host and port of the engine's own HTTP server."""
+        if kind == "sglang":
+            return self.sglang_host, self.sglang_port
+        return self.vllm_host, self.vllm_port
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,17 @@ from __future__ import annotations
 import difflib
 import shlex
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from vllm_proxy.common.rpc.address import dial_target, is_local
 
 if TYPE_CHECKING:
-    from vllm_proxy.common.settings import EngineSection, Settings
+    from vllm_proxy.common.settings import EngineHostSpec, EngineSection, Settings
 
 _STORES = ("sqlite", "unix", *(f"redis{tls}{kind}" for tls in ("", "s") for kind in ("", "+sentinel", "+cluster")))
 
@@ -67,6 +68,18 @@ def checked_loopback(value: str) -> str:
     return value
 
 
+def checked_url(value: str) -> str:
+    """Raises ValueError unless it is http://host[:port] or https://host[:port], a path allowed."""
+    parts = urlsplit(value)
+    try:
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("must be http://host:port or https://host, without a user, a query or a fragment")
+    return value.rstrip("/")
+
+
 def fault_of(error: Any, schema: type[BaseModel]) -> str:
     """One of pydantic's errors as a line that begins with its key."""
     key = ".".join(str(part) for part in error["loc"]) or "(top level)"
@@ -101,14 +114,14 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
     faults = [
         *_section_faults("vllm", settings.vllm, root),
         *_section_faults("sglang", settings.sglang, root),
+        *(fault for name, spec in settings.engine_hosts.items() for fault in _host_faults(settings, name, spec, root)),
     ]
     yield from faults
     if faults:  # which hosts there are cannot be told
         return
-    engines = [spec.engine for spec in settings.hosts(root).values()]
-    for kind in ("vllm", "sglang"):
-        if engines.count(kind) > 1:  # they would share the engine's port and log file
-            yield f"engine_hosts: only one {kind} host per configuration; give another one its own configuration"
+    hosts = settings.hosts(root)
+    yield from _mapping_faults(settings, {spec.engine for spec in hosts.values()})
+    of_hosts = {name: settings.for_host(name) for name in hosts}
     if bool(settings.nginx.tls_certificate) != bool(settings.nginx.tls_key):
         yield "nginx.tls_certificate, nginx.tls_key: both or none"
     if "," in settings.auth.address and settings.auth.store.startswith("sqlite:"):
@@ -118,17 +131,28 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
             f"auth.admission_wait_ms: {settings.auth.admission_wait_ms} is more than edge.admission_timeout_s leaves: "
             f"at most {settings.max_admission_wait_ms}"
         )
-    yield from _port_conflicts(_loopback_ports(settings, engines))
+    yield from _port_conflicts(_loopback_ports(settings, of_hosts, hosts))
+    yield from _file_conflicts(of_hosts, hosts)
 
 
-def _loopback_ports(settings: Settings, engines: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+def _mapping_faults(settings: Settings, kinds: Collection[str]) -> Iterator[str]:
+    for model, kind in settings.model_backend_mapping.items():
+        if kind not in kinds:
+            running = ", ".join(sorted(kinds)) or "none"
+            yield f"model_backend_mapping.{model}: no engine host runs {kind!r} (configured engines: {running})"
+
+
+def _loopback_ports(
+    settings: Settings, of_hosts: Mapping[str, Settings], hosts: Mapping[str, EngineHostSpec]
+) -> Iterator[tuple[str, int | None]]:
     """The HTTP ports that are bound on loopback, by their keys."""
     if settings.fastapi_host in ("0.0.0.0", "::", "") or is_local(f"{settings.fastapi_host}:0"):
         yield "fastapi_port", settings.fastapi_port
-    if "vllm" in engines:
-        yield "vllm_port", settings.vllm_port
-    if "sglang" in engines:
-        yield "sglang_port", settings.sglang_port
+    for name, spec in hosts.items():
+        section = of_hosts[name].section(spec.engine)
+        if section is not None and section.launch_mode != "attached":
+            key = f"{spec.engine}_port" if spec.port is None else f"engine_hosts.{name}.port"
+            yield key, of_hosts[name].native_address(spec.engine)[1]
     if settings.nginx.enabled:
         yield "nginx.port", settings.nginx.port
     yield "auth.metrics_port", settings.auth.metrics_port
@@ -137,19 +161,52 @@ def _loopback_ports(settings: Settings, engines: Sequence[str]) -> Iterator[tupl
         yield f"engine_hosts.{name}.metrics_port", spec.metrics_port
 
 
+def _file_conflicts(of_hosts: Mapping[str, Settings], hosts: Mapping[str, EngineHostSpec]) -> Iterator[str]:
+    """Engines that would write into one file."""
+    taken: dict[Path, str] = {}
+    for name, spec in hosts.items():
+        section = of_hosts[name].section(spec.engine)
+        if section is None or section.launch_mode == "attached":
+            continue
+        for key in ("log_file", "pid_file"):
+            path: Path = getattr(section, key)
+            if (other := taken.setdefault(path, name)) != name:
+                yield f"engine_hosts.{name}.{key}: {path} is that of {other} too; give each host its own"
+
+
 def _port_conflicts(ports: Iterable[tuple[str, int | None]]) -> Iterator[str]:
     taken: dict[int, str] = {}
     for key, port in ports:
         if not port:  # none, or any that is free
             continue
         if port in taken:
-            yield f"{key}: {port} is {taken[port]} too; give each a port of its own"
+            other = "another engine host's" if taken[port] == key else taken[port]
+            yield f"{key}: {port} is {other} too; give each a port of its own"
         taken.setdefault(port, key)
 
 
+def _host_faults(settings: Settings, name: str, spec: EngineHostSpec, root: Path) -> Iterator[str]:
+    key = f"engine_hosts.{name}"
+    given = [*spec.overrides, *(k for k in ("host", "port") if getattr(spec, k) is not None)]
+    if spec.engine == "sim":
+        if given:
+            yield f"{key}.{given[0]}: the simulator has no such setting"
+        return
+    section = settings.for_host(name).section(spec.engine)
+    assert section is not None
+    if spec.url is not None and section.launch_mode != "attached":
+        yield f"{key}.url: is for launch_mode attached; here it is {section.launch_mode}"
+    if {"start_cmd", "start_cmd_file"} & set(given):
+        yield from _command_faults(key, section, root)
+
+
 def _section_faults(name: str, section: EngineSection, root: Path) -> Iterator[str]:
-    if section.launch_mode != "python_api":
-        yield f"{name}.launch_mode: {section.launch_mode} is not supported by this version; set python_api"
+    if section.url is not None and section.launch_mode != "attached":
+        yield f"{name}.url: is for launch_mode attached; here it is {section.launch_mode}"
+    yield from _command_faults(name, section, root)
+
+
+def _command_faults(name: str, section: EngineSection, root: Path) -> Iterator[str]:
     usual = type(section).model_fields["start_cmd_file"].default
     if not section.start_cmd and section.start_cmd_file != usual and not (root / section.start_cmd_file).exists():
         yield f"{name}.start_cmd_file: {section.start_cmd_file} is not there"

@@ -107,6 +107,14 @@ class EngineHost:
         self.in_flight.stop_all(auth_pb2.OUTCOME_FAILED, EngineFailed())
         await self.in_flight.wait_empty(ABORT_GRACE_S)
 
+    async def engine_away(self, cause: str) -> None:
+        """Fails everything that runs and refuses the rest until `serve`: the engine may come back."""
+        log.error("engine away", extra={"detail": cause, "in_flight": len(self.in_flight)})
+        self._change(router_pb2.HOST_STATE_STARTING, cause)
+        self.in_flight.close(EngineFailed)
+        self.in_flight.stop_all(auth_pb2.OUTCOME_FAILED, EngineFailed())
+        await self.in_flight.wait_empty(ABORT_GRACE_S)
+
     def _change(self, state: router_pb2.HostState, detail: str) -> None:
         changed = state != self._state
         self._state, self._detail = state, detail

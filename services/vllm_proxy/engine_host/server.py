@@ -15,7 +15,7 @@ from vllm_proxy.common.metrics import serve_metrics
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 from vllm_proxy.engine_host.config import HostConfig, host_config
-from vllm_proxy.engine_host.engines.base import Engine, EngineDied
+from vllm_proxy.engine_host.engines.base import Engine, EngineDied, ReturningEngine
 from vllm_proxy.engine_host.engines.build import build_engine
 from vllm_proxy.engine_host.host import EngineHost
 from vllm_proxy.engine_host.in_flight import InFlight
@@ -41,7 +41,7 @@ class HostService:
 
     def __init__(self, loaded: LoadedSettings, config: HostConfig, engine: Engine | None = None) -> None:
         """`engine` stands in for the configured one. Raises ConfigError."""
-        settings = loaded.settings
+        settings = loaded.settings.for_host(config.name)
         self._settings = settings
         self._config = config
         self.engine = engine or build_engine(config.engine, settings, self._resolve)
@@ -50,6 +50,8 @@ class HostService:
             self.engine, _adapter_policy(settings, config), self._changed, self.metrics.adapter_operation
         )
         self.in_flight = InFlight(config.limits.max_in_flight)
+        if isinstance(self.engine, ReturningEngine):
+            self.engine.join(self.registry)
         self.host = EngineHost(config, self.engine, self.registry, self.in_flight, self.metrics, self._changed)
         self.settler = Settler(
             config.auth_address, config.grpc, self.host.incarnation, limit=config.limits.unacked_limit
@@ -60,7 +62,9 @@ class HostService:
         self.servicer = EngineServicer(self.host, self.settler, config.limits.unacked_limit)
         self.rpc = RpcServer(config.address, config.grpc, (SERVICE_NAME, maintenance.SERVICE_NAME))
         engine_pb2_grpc.add_EngineServiceServicer_to_server(self.servicer, self.rpc.server)
-        folder = maintenance.LogFolder(settings.logs.dir, (f"engine-{config.name}", config.engine))
+        section = settings.section(config.engine)
+        output = section.log_file.stem if section is not None else config.engine
+        folder = maintenance.LogFolder(settings.logs.dir, (f"engine-{config.name}", output))
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
             maintenance.MaintenanceServicer(loaded, folder, self.metrics.registry), self.rpc.server
         )
@@ -113,9 +117,9 @@ class HostService:
             if not starting.done():
                 return None
             starting.result()
-            dying = asyncio.create_task(self.engine.wait_dead(), name="engine watch")
+            dying = asyncio.create_task(self._watch_engine(), name="engine watch")
             mine = {stopping, dying}
-            if self._config.engine != "sim":
+            if self._serves_native_port:
                 background.add(asyncio.create_task(self._native_http(stop), name="native http"))
             self.host.serve()
             await self.rpc.set_serving(True)
@@ -130,6 +134,24 @@ class HostService:
             return f"the host's {ended.get_name()} ended" + (f": {fault}" if isinstance(fault, ConfigError) else "")
         finally:
             await cancel_all(mine)
+
+    async def _watch_engine(self) -> str:
+        """Returns, with the cause, when the engine has died for good. One that may come back is waited for."""
+        while True:
+            cause = await self.engine.wait_dead()
+            if not isinstance(self.engine, ReturningEngine):
+                return cause
+            await self.rpc.set_serving(False)
+            await self.host.engine_away(cause)
+            self.registry.engine_is_new()
+            try:
+                await self.engine.revive()
+            except EngineDied as e:
+                return str(e)
+            if self.engine.supports_lora:
+                await self.registry.preload()
+            self.host.serve()
+            await self.rpc.set_serving(True)
 
     async def _drain(self) -> str | None:
         """Waits for running requests. Returns what died meanwhile, or None."""
@@ -163,11 +185,15 @@ class HostService:
         # Without what the adapter adds for the gateway, such as the engine's own key.
         app = getattr(self.engine, "native_app", self.engine.app)
         keys = getattr(self.engine, "native_api_keys", ())
-        if self._config.engine == "sglang":
-            host, port, lora_routes = settings.sglang_host, settings.sglang_port, native_lora.SGLANG_ROUTES
-        else:
-            host, port, lora_routes = settings.vllm_host, settings.vllm_port, native_lora.VLLM_ROUTES
+        host, port = settings.native_address(self._config.engine)
+        lora_routes = native_lora.SGLANG_ROUTES if self._config.engine == "sglang" else native_lora.VLLM_ROUTES
         await native_http.serve(app, self.registry, host, port, stop, keys, lora_routes)
+
+    @property
+    def _serves_native_port(self) -> bool:
+        """Whether the engine's own port is the host's to open: it has no server of its own."""
+        section = self._settings.section(self._config.engine)
+        return section is not None and section.launch_mode == "python_api"
 
     async def _resolve(self, name: str) -> bool:
         return await self.registry.resolve(name)
@@ -177,13 +203,14 @@ class HostService:
 
 
 def _adapter_policy(settings: Settings, config: HostConfig) -> AdapterPolicy:
-    lora = settings.sglang.lora if config.engine == "sglang" else settings.vllm.lora
+    section = settings.section(config.engine)
+    lora = section.lora if section is not None else settings.vllm.lora
     resolver = lora.runtime_resolver
     return AdapterPolicy(
         allowed_roots=tuple(lora.allowed_roots),
         cache_dir=resolver.cache_dir if "lora_filesystem_resolver" in resolver.plugins else None,
         allow_runtime_updates=resolver.allow_runtime_updates,
-        preload=() if config.engine == "sim" else tuple(lora.preload),
+        preload=tuple(lora.preload) if section is not None else (),
         load_timeout_s=config.limits.adapter_load_timeout_s,
     )
 

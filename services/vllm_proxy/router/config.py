@@ -24,10 +24,8 @@ class RouterConfig:
 
     @classmethod
     def of(cls, settings: Settings) -> RouterConfig:
-        """Raises ConfigError if a model is mapped to an engine that no configured host runs, or if hosts would time
-        out between two heartbeats."""
+        """Raises ConfigError if hosts would time out between two heartbeats."""
         router = settings.router
-        _check_mapping(settings)
         if router.host_timeout_s <= router.heartbeat_s:
             raise ConfigError(
                 f"router.host_timeout_s: {router.host_timeout_s:g} must be more than router.heartbeat_s, "
@@ -45,13 +43,3 @@ class RouterConfig:
             policy=router.policy,
             model_backend_mapping=dict(settings.model_backend_mapping),
         )
-
-
-def _check_mapping(settings: Settings) -> None:
-    kinds = {spec.engine for spec in settings.hosts().values()}
-    for model, kind in settings.model_backend_mapping.items():
-        if kind not in kinds:
-            running = ", ".join(sorted(kinds)) or "none"
-            raise ConfigError(
-                f"model_backend_mapping.{model}: no engine host runs {kind!r} (configured engines: {running})"
-            )

@@ -153,17 +153,28 @@ def test_an_empty_value_is_told_what_it_should_be(load, text: str, said: str) ->
             "engine_hosts: {a: {engine: sim, metrics_port: 91}, b: {engine: sim, metrics_port: 91}}",
             "engine_hosts.b.metrics_port: 91 is engine_hosts.a.metrics_port too",
         ),
-        ("vllm: {launch_mode: cli}", "vllm.launch_mode: cli is not supported by this version; set python_api"),
-        ("sglang: {launch_mode: attached, start_cmd_file: x}", "sglang.launch_mode: attached is not supported"),
         (
             "{vllm: {start_cmd: vllm serve m}, sglang: {start_cmd: sglang serve m}, sglang_port: 8002}",
             "sglang_port: 8002 is vllm_port too",
         ),
+        ("engine_hosts: {a: {engine: sglang}, b: {engine: sglang}}", "sglang_port: 8003 is another engine host's too"),
+        ("engine_hosts: {a: {engine: vllm}, b: {engine: vllm}}", "vllm_port: 8002 is another engine host's too"),
         (
-            "engine_hosts: {a: {engine: sglang}, b: {engine: sglang}}",
-            "engine_hosts: only one sglang host per configuration",
+            "engine_hosts: {a: {engine: vllm, log_file: x}, b: {engine: vllm, port: 1, log_file: x}}",
+            "engine_hosts.b.log_file: x is that of a too",
         ),
-        ("engine_hosts: {a: {engine: vllm}, b: {engine: vllm}}", "engine_hosts: only one vllm host per configuration"),
+        ("engine_hosts: {a: {engine: sim, port: 9}}", "engine_hosts.a.port: the simulator has no such setting"),
+        ("vllm: {url: 'http://h:1'}", "vllm.url: is for launch_mode attached; here it is python_api"),
+        ("vllm: {url: 'ftp://h'}", "vllm.url: must be http://host:port"),
+        ("vllm: {url: 'http://user:secret@h'}", "vllm.url: must be http://host:port"),
+        (
+            "engine_hosts: {a: {engine: vllm, start_cmd_file: typo}}",
+            "engine_hosts.a.start_cmd_file: typo is not there",
+        ),
+        (
+            "engine_hosts: {a: {engine: sim}}\nmodel_backend_mapping: {m: sglang}",
+            "model_backend_mapping.m: no engine host runs 'sglang' (configured engines: sim)",
+        ),
         ("vllm: {start_cmd_file: config/typo.txt}", "vllm.start_cmd_file: config/typo.txt is not there"),
         ("vllm: {start_cmd_file: config}", "vllm.start_cmd_file: config: Is a directory"),
         ("vllm: {start_cmd: 'vllm serve \"m'}", "vllm.start_cmd: No closing quotation"),
@@ -330,6 +341,31 @@ class TestHosts:
             "a": "unix:/tmp/r/engine-a.sock",
             "b": "127.0.0.1:9",
         }
+
+
+class TestForHost:
+    def test_what_a_host_sets_wins_over_its_engines_section(self, load) -> None:
+        text = (
+            "vllm_port: 9000\nvllm: {launch_mode: cli, start_cmd: vllm serve m, extra_env: {A: 1}}\n"
+            "engine_hosts:\n  a: {engine: vllm}\n"
+            "  b: {engine: vllm, launch_mode: attached, url: 'https://h/x/', extra_env: {B: 2}}\n"
+            "  c: {engine: vllm, port: 9001, start_cmd_file: config/config.yaml}\n"
+        )
+        settings = load(text).settings
+        a, b, c = (settings.for_host(name) for name in "abc")
+        assert (a.vllm.launch_mode, a.vllm_port, a.vllm.extra_env) == ("cli", 9000, {"A": "1"})
+        assert (b.vllm.launch_mode, b.vllm.url, b.vllm.extra_env) == ("attached", "https://h/x", {"B": "2"})
+        assert (c.vllm_port, c.vllm.start_cmd) == (9001, None)
+
+    def test_hosts_of_one_kind_have_files_of_their_own(self, load) -> None:
+        text = "engine_hosts: {a: {engine: vllm}, b: {engine: vllm, port: 1, pid_file: x.pid}}"
+        settings = load(text).settings
+        assert settings.for_host("a").vllm.log_file == Path("logs/a-engine.log")
+        assert settings.for_host("b").vllm.pid_file == Path("x.pid")
+
+    def test_a_host_alone_has_its_sections_files(self) -> None:
+        settings = Settings.model_validate({"engine_hosts": {"a": {"engine": "vllm"}}})
+        assert settings.for_host("a") == settings == settings.for_host("vllm")
 
 
 def test_the_root_is_beside_the_config_folder(tmp_path: Path) -> None:

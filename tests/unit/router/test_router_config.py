@@ -10,12 +10,6 @@ def settings(**values: object) -> Settings:
     return Settings.model_validate({"engine_hosts": {"one": {"engine": "sim"}}, **values})
 
 
-def test_mapping_to_an_engine_that_no_host_runs() -> None:
-    assert RouterConfig.of(settings(model_backend_mapping={"m": "sim"})).model_backend_mapping == {"m": "sim"}
-    with pytest.raises(ConfigError, match=r"model_backend_mapping\.m: no engine host runs 'sglang'.*sim"):
-        RouterConfig.of(settings(model_backend_mapping={"m": "sglang"}))
-
-
 def test_timeout_within_a_heartbeat() -> None:
     with pytest.raises(ConfigError, match="host_timeout_s"):
         RouterConfig.of(settings(router={"heartbeat_s": 2, "host_timeout_s": 2}))

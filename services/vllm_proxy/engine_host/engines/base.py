@@ -46,6 +46,8 @@ class ModelCard:
     card_json: bytes
     #: The base model's name for a LoRA adapter, empty for a base model.
     base: str = ""
+    #: Where its weights are, as the engine says; empty if it does not.
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,27 @@ class StoringEngine(Protocol):
 
     def use_response_ids(self, ids: ResponseIds) -> None:
         """Called once, before the start."""
+
+
+class AdapterBook(Protocol):
+    """What an engine that others reach too tells and asks of the host's registry."""
+
+    def observe(self, cards: Sequence[ModelCard]) -> None:
+        """The adapters that the engine has now, however they came."""
+
+    def withholds(self, name: str) -> bool:
+        """Whether an adapter lies in the resolver's folder that was unloaded and must stay so."""
+
+
+@runtime_checkable
+class ReturningEngine(Protocol):
+    """An engine in another process, which may go and come back: `wait_dead` returns each time it is gone."""
+
+    def join(self, book: AdapterBook) -> None:
+        """Called once, before the start."""
+
+    async def revive(self) -> None:
+        """Returns when it is back. Raises EngineDied when it is given up."""
 
 
 #: Asked by an adapter whose engine meets an unknown model name: loads it from the resolver's folder if it is

@@ -20,6 +20,12 @@ def _sglang(settings: Settings, resolve: ResolveAdapter) -> Engine:
     return SglangEngine(settings, resolve)
 
 
+def _http(kind: EngineKind, settings: Settings, resolve: ResolveAdapter) -> Engine:
+    from vllm_proxy.engine_host.engines.openai_http import HttpEngine
+
+    return HttpEngine(kind, settings, resolve)
+
+
 def _sim(settings: Settings, resolve: ResolveAdapter) -> Engine:
     from vllm_proxy.engine_host.engines.sim import SimEngine
 
@@ -34,7 +40,10 @@ _ENGINES: dict[EngineKind, Callable[[Settings, ResolveAdapter], Engine]] = {
 
 
 def build_engine(kind: EngineKind, settings: Settings, resolve: ResolveAdapter) -> Engine:
-    """Raises ConfigError for an engine that this version cannot host."""
+    """`settings` are those of the engine's host. Raises ConfigError for an engine that this version cannot host."""
+    section = settings.section(kind)
+    if section is not None and section.launch_mode != "python_api":
+        return _http(kind, settings, resolve)
     build = _ENGINES.get(kind)
     if build is None:
         raise ConfigError(f"engine {kind}: not supported by this version (it can be: {', '.join(_ENGINES)})")

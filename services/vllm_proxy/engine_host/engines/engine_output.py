@@ -84,7 +84,7 @@ class EngineOutput:
 
     def cause(self, since_bytes: int = 0) -> str:
         """The likeliest cause of a death: the last line that names an error, without its prefix. May be empty."""
-        for line in reversed(self._lines(since_bytes)):
+        for line in reversed(self.lines(since_bytes)):
             text = line.rpartition("] ")[2].strip() if "ERROR" in line else line.strip()
             head = text.partition(":")[0].rpartition(".")[2]
             named = head.isidentifier() and (head.endswith(("Error", "Exception")) or head == "Killed")
@@ -93,10 +93,10 @@ class EngineOutput:
         return ""
 
     def last_line(self, since_bytes: int = 0) -> str:
-        lines = self._lines(since_bytes)
+        lines = self.lines(since_bytes)
         return lines[-1].rpartition("] ")[2].strip()[:200] if lines else ""
 
-    def _lines(self, since_bytes: int) -> list[str]:
+    def lines(self, since_bytes: int) -> list[str]:
         try:
             with self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)

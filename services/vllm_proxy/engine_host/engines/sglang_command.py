@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from vllm_proxy.common.settings import ConfigError, SglangLora
 from vllm_proxy.engine_host.engines import start_command
-from vllm_proxy.engine_host.engines.start_command import StartCommand
+from vllm_proxy.engine_host.engines.start_command import StartCommand, missing_flags
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +44,18 @@ def read_command(text: str) -> StartCommand:
 
 def lora_arguments(command: StartCommand, lora: SglangLora) -> tuple[list[str], list[str]]:
     """The flags that the `lora` section adds to the command, and what it wanted but the command says otherwise."""
-    if not lora.enabled:
-        return [], []
-    wanted: dict[str, tuple[str, ...]] = {
+    return missing_flags(command.arguments, lora_flags(lora), "sglang") if lora.enabled else ([], [])
+
+
+def lora_flags(lora: SglangLora) -> Mapping[str, Sequence[str]]:
+    """The flags, each with the words that follow it."""
+    return {
         "--enable-lora": (),
         "--max-lora-rank": (str(lora.max_lora_rank),),
         # The base model takes a slot of a batch as if it were an adapter.
         "--max-loras-per-batch": (str(lora.max_loras + 1),),
         "--lora-target-modules": tuple(lora.target_modules),
     }
-    added: list[str] = []
-    warnings: list[str] = []
-    for flag, values in wanted.items():
-        if not command.has(flag):
-            added += [flag, *values]
-        elif values and command.given(flag) not in (values[0], None):
-            warnings.append(f"sglang.start_cmd: {flag} {command.given(flag)} wins over sglang.lora ({values[0]})")
-    return added, warnings
 
 
 def parse_arguments(command: StartCommand, lora: SglangLora) -> Any:

@@ -36,6 +36,8 @@ class Asked:
     finish_reason: str
     stream: bool
     include_usage: bool
+    #: In every chunk too, that of its own choice. Only with include_usage.
+    running_usage: bool
     seed: int
     chat: bool
 
@@ -56,7 +58,8 @@ class Answer:
         self._complete = False
         self._failed = False
         self._sending: asyncio.Task[None] | None = None
-        make = _StreamedChoice if asked.stream else _WholeChoice
+        streamed = _CountedChoice if asked.include_usage and asked.running_usage else _StreamedChoice
+        make = streamed if asked.stream else _WholeChoice
         self.sequences: list[_Choice] = [
             make(self, asked, prompt, number, shares_prompt=copy > 0)
             for number, (prompt, copy) in enumerate(itertools.product(asked.prompts, range(asked.choices)))
@@ -178,9 +181,20 @@ class _StreamedChoice(_Choice):
         words = self._vocabulary
         chunk = self._prefix + words[(self._seed + index) % len(words)] if index else self._first
         if last:
-            self._answer.choice_done(chunk + self._last)
+            self._answer.choice_done(self._finished(chunk + self._last))
         else:
-            self._answer.write(chunk + self._suffix)
+            self._answer.write(self._finished(chunk + self._suffix))
+
+    def _finished(self, events: bytes) -> bytes:
+        return events
+
+
+class _CountedChoice(_StreamedChoice):
+    __slots__ = ()
+
+    def _finished(self, events: bytes) -> bytes:
+        usage = sim_text.usage_member(self.prompt_tokens, self.produced)
+        return events.replace(b"]}\n\n", b"]" + usage + b"}\n\n")
 
 
 @types.coroutine

@@ -118,6 +118,7 @@ class SimApp:
             finish_reason="stop" if limit is None else "length",
             stream=body.get("stream") is True,
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+            running_usage=isinstance(options, dict) and options.get("continuous_usage_stats") is True,
             seed=sim_text.seed_of(body, prompts[0]),
             chat=chat,
         )

@@ -87,6 +87,15 @@ def usage_chunk(answer_id: str, model: str, chat: bool, created_s: int, usage: d
     return b'data: %s,"choices":[],"usage":%s}\n\n' % (envelope, orjson.dumps(usage))
 
 
+def usage_member(prompt_tokens: int, completion_tokens: int) -> bytes:
+    """At the end of a chunk that tells the usage so far."""
+    return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
+        prompt_tokens,
+        prompt_tokens + completion_tokens,
+        completion_tokens,
+    )
+
+
 def whole_answer(
     answer_id: str, model: str, chat: bool, created_s: int, choices: list[tuple[str, str]], usage: dict[str, int]
 ) -> bytes:

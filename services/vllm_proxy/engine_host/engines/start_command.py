@@ -40,20 +40,10 @@ class StartCommand:
     warnings: tuple[str, ...] = ()
 
     def has(self, flag: str) -> bool:
-        """Whether the command names a flag, in any spelling: `--max_loras`, `--max-loras=4`, `--x.y 1`, `--no-x`."""
-        return any(flag_name(word) in (flag, "--no-" + flag.removeprefix("--")) for word in self.arguments)
+        return has(self.arguments, flag)
 
     def given(self, flag: str) -> str | None:
-        """The value of a flag; None without one, `off` for its `--no-` form."""
-        for i, word in enumerate(self.arguments):
-            if flag_name(word) == flag:
-                if "=" in word:
-                    return word.partition("=")[2]
-                following = self.arguments[i + 1] if i + 1 < len(self.arguments) else ""
-                return None if not following or following.startswith("--") else following
-            if flag_name(word) == "--no-" + flag.removeprefix("--"):
-                return "off"
-        return None
+        return given(self.arguments, flag)
 
 
 def read(text: str, dialect: Dialect) -> StartCommand:
@@ -80,6 +70,42 @@ def flag_name(word: str) -> str:
         return ""
     name = word.partition("=")[0].partition(".")[0]
     return name.replace("_", "-") if name.startswith("--") else name
+
+
+def has(arguments: Sequence[str], flag: str) -> bool:
+    """Whether words name a flag, in any spelling: `--max_loras`, `--max-loras=4`, `--x.y 1`, `--no-x`."""
+    return any(flag_name(word) in (flag, "--no-" + flag.removeprefix("--")) for word in arguments)
+
+
+def given(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag; None without one, `off` for its `--no-` form."""
+    for i, word in enumerate(arguments):
+        if flag_name(word) == flag:
+            if "=" in word:
+                return word.partition("=")[2]
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            return None if not following or following.startswith("--") else following
+        if flag_name(word) == "--no-" + flag.removeprefix("--"):
+            return "off"
+    return None
+
+
+def missing_flags(
+    arguments: Sequence[str], wanted: Mapping[str, Sequence[str]], section: str
+) -> tuple[list[str], list[str]]:
+    """What a section's `lora` adds to a command that leaves it open, and a line for each flag that says otherwise.
+    `wanted` are flags with the words that follow them."""
+    added: list[str] = []
+    warnings: list[str] = []
+    for flag, values in wanted.items():
+        if not has(arguments, flag):
+            added += [flag, *values]
+            continue
+        said = given(arguments, flag)
+        if said != (values[0] if values else None) and not (not values and said == "true"):
+            value = " ".join(values) or None
+            warnings.append(f"{section}.start_cmd: {flag} {said or ''} wins over {section}.lora ({value})")
+    return added, warnings
 
 
 def _program_index(words: Sequence[str], dialect: Dialect) -> int:
@@ -128,7 +154,7 @@ def _clean(words: Sequence[str], dialect: Dialect) -> tuple[tuple[str, ...], tup
             continue
         flag = flag_name(word)
         if flag in dialect.removed_flags:
-            warnings.append(f"{section}.start_cmd: {flag} no longer exists and was dropped")
+            warnings.append(f"{section}.start_cmd: {flag} no longer exists in the engine and was dropped")
         elif flag in dialect.host_flags:
             skip_value = dialect.host_flags[flag] and "=" not in word
             warnings.append(

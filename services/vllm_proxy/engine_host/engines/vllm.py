@@ -34,7 +34,8 @@ from vllm_proxy.engine_host.engines.base import (
 )
 from vllm_proxy.engine_host.engines.engine_output import EngineOutput
 from vllm_proxy.engine_host.engines.engine_owner import reap_leftovers, reap_own
-from vllm_proxy.engine_host.engines.vllm_command import StartCommand, read_command
+from vllm_proxy.engine_host.engines.start_command import StartCommand
+from vllm_proxy.engine_host.engines.vllm_command import read_command
 from vllm_proxy.engine_host.engines.vllm_lora import VllmAdapters, take_over
 from vllm_proxy.engine_host.engines.vllm_process import set_environment
 from vllm_proxy.engine_host.engines.vllm_responses import OwnedResponses

@@ -25,16 +25,21 @@ def set_environment(vllm: Vllm) -> None:
     """Sets this process's environment for vLLM and its children. Before vLLM is imported, which reads it once."""
     # The host's own counters must not be taken for the edge's, which share files.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    os.environ.update(vllm.extra_env)
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    plugins = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
+    os.environ.update(engine_environment(vllm))
+    os.environ[OWNER_VARIABLE] = own_mark()
+
+
+def engine_environment(vllm: Vllm) -> dict[str, str]:
+    """What vLLM needs in its environment besides this process's own. Makes the resolver's folder."""
+    changes = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | vllm.extra_env
+    given = vllm.extra_env.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS", ""))
+    plugins = [p for p in given.split(",") if p]
     resolver = vllm.lora.runtime_resolver
     if vllm.lora.enabled:
         plugins += [p for p in resolver.plugins if p not in plugins]
-        os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1" if resolver.allow_runtime_updates else "0"
+        changes["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1" if resolver.allow_runtime_updates else "0"
         if "lora_filesystem_resolver" in plugins:
             resolver.cache_dir.mkdir(parents=True, exist_ok=True)
-            os.environ["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(resolver.cache_dir.resolve())
-    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, PLUGIN_NAME]))
-    os.environ[OWNER_VARIABLE] = own_mark()
+            changes["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(resolver.cache_dir.resolve())
+    changes["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, PLUGIN_NAME]))
+    return changes

@@ -19,7 +19,8 @@ from typing import Any
 from vllm_proxy.common.settings import ConfigError, VllmLora
 from vllm_proxy.engine_host.engines.base import EngineDied
 from vllm_proxy.engine_host.engines.engine_owner import reap_own
-from vllm_proxy.engine_host.engines.vllm_command import StartCommand, parse_arguments
+from vllm_proxy.engine_host.engines.start_command import StartCommand
+from vllm_proxy.engine_host.engines.vllm_command import parse_arguments
 from vllm_proxy.engine_host.engines.vllm_worker import PLUGIN_NAME
 
 log = logging.getLogger(__name__)

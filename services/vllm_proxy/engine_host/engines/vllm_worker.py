@@ -18,13 +18,18 @@ from vllm_proxy.engine_host.engines.engine_owner import OWNER_VARIABLE
 #: The entry point's name; VLLM_PLUGINS must list it.
 PLUGIN_NAME = "vllm_proxy"
 
+#: Set by the host for an engine that it runs by its start command: the plugin is wanted there too.
+PLUGIN_VARIABLE = "VLLM_PROXY_ENGINE_PLUGIN"
+
 _PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
     """Called by vLLM in each of its processes. Does nothing in the host itself and outside of a host."""
     owner = os.environ.get(OWNER_VARIABLE)
-    if owner is None or owner.startswith(f"{os.getpid()}:"):
+    if owner is None and PLUGIN_VARIABLE not in os.environ:
+        return
+    if owner is not None and owner.startswith(f"{os.getpid()}:"):
         return
     _die_with_parent()
     skip_rows_without_adapter()

@@ -91,7 +91,7 @@ def check_adapter(folder: Path, limits: AdapterLimits, roots: Sequence[Path]) ->
         config = _read_config(config_path)
         rank = _check_config(config, limits)
         weights_path = _file(folder, WEIGHTS_FILE, roots)
-        _check_weights(_read_header(weights_path), limits, rank)
+        _check_weights(read_header(weights_path), limits, rank)
         return CheckedAdapter(folder, _digest(config_path, weights_path), rank)
     except OSError as e:
         raise InvalidAdapter(f"The adapter cannot be read: {e.strerror}.") from None
@@ -152,7 +152,7 @@ def _check_config(config: dict[str, Any], limits: AdapterLimits) -> int:
     return rank
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file, offsets checked against the file's size.
 
     Format: https://github.com/huggingface/safetensors#format

@@ -7,6 +7,7 @@ either succeeds or leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,7 +27,7 @@ from vllm_proxy.common.errors import (
 )
 from vllm_proxy.common.lifecycle import cancel_all
 from vllm_proxy.common.settings import LoraPreload
-from vllm_proxy.engine_host.engines.base import Engine
+from vllm_proxy.engine_host.engines.base import Engine, ModelCard
 from vllm_proxy.engine_host.lora.checks import CONFIG_FILE, check_adapter, check_name, confine
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class AdapterRegistry:
         #: name -> the folder's state when its adapter was unloaded; until it changes, the resolver leaves it alone.
         self._withheld: dict[str, tuple[int, ...]] = {}
         self._withdrawn: list[str] = []
+        self._engine_seen = False
         self._tasks: set[asyncio.Task[Any]] = set()
         roots = [*policy.allowed_roots, *(item.path for item in policy.preload)]
         if policy.cache_dir is not None:
@@ -119,8 +121,12 @@ class AdapterRegistry:
     async def preload(self) -> None:
         """Loads the configured adapters one by one. One that fails is logged; the others and the base still serve."""
         for item in self._policy.preload:
+            if item.name in self._adapters:
+                continue
             try:
                 await self.load(item.name, str(item.path), item.base_model_name or "", origin=PRELOAD)
+            except AdapterExists:
+                pass  # found in an engine that was there before
             except ServiceError as e:
                 log.error("preload failed", extra={"adapter": item.name, "reason": e.reason, "detail": e.message})
 
@@ -175,6 +181,67 @@ class AdapterRegistry:
             log.warning("resolver failed", extra={"adapter": name, "reason": e.reason, "detail": e.message})
             raise
         return name in self._adapters
+
+    def observe(self, cards: Sequence[ModelCard]) -> None:
+        """Takes in what was loaded at the engine's own port, and drops what was unloaded there. For engines that others
+        reach too; the first look after a start or `engine_is_new` finds what was there before."""
+        present = {card.name: card for card in cards}
+        first, self._engine_seen = not self._engine_seen, True
+        changed = False
+        for name, adapter in list(self._adapters.items()):
+            if name not in present and name not in self._busy:
+                del self._adapters[name]
+                if not first:
+                    self._withdrawn.append(name)
+                log.info("adapter vanished", extra={"adapter": name, "path": str(adapter.path)})
+                changed = True
+        for name, card in present.items():
+            if name not in self._adapters and name not in self._busy:
+                self._busy[name] = operation = _Operation(
+                    ("adopt",), asyncio.create_task(self._adopt(card, first), name=f"adopt {name}")
+                )
+                self._tasks.add(operation.task)
+                operation.task.add_done_callback(functools.partial(self._adopted, name, operation))
+        if changed:
+            self._on_change()
+
+    def engine_is_new(self) -> None:
+        """The engine was started anew, by whomever: what it lacks was not unloaded, what it has was not loaded late."""
+        self._engine_seen = False
+
+    def withholds(self, name: str) -> bool:
+        return name in self._withheld
+
+    async def _adopt(self, card: ModelCard, first: bool) -> LoadedAdapter:
+        """One that was found can be loaded again after a restart of the engine if it passes the same checks."""
+        origin, digest = router_pb2.ADAPTER_ORIGIN_UNSPECIFIED, ""
+        path = Path(card.root)
+        try:
+            check_name(card.name)
+            limits = self._engine.adapter_limits()
+            checked = await asyncio.to_thread(lambda: check_adapter(confine(path, self._roots), limits, self._roots))
+        except InvalidAdapter as e:
+            log.info("adapter found in the engine", extra={"adapter": card.name, "detail": e.message})
+        else:
+            path, digest = checked.path, checked.digest
+            in_cache = self._policy.cache_dir is not None and path.parent == self._policy.cache_dir.resolve()
+            preloaded = any(item.name == card.name for item in self._policy.preload)
+            if preloaded:
+                origin = PRELOAD
+            elif in_cache:
+                origin = RESOLVED
+            elif not first:
+                origin = NATIVE
+            log.info("adapter found in the engine", extra={"adapter": card.name, "path": str(path), "digest": digest})
+        adapter = LoadedAdapter(card.name, path, card.base, digest, origin)
+        self._adapters[card.name] = adapter
+        self._on_change()
+        return adapter
+
+    def _adopted(self, name: str, operation: _Operation, task: asyncio.Task[Any]) -> None:
+        if self._busy.get(name) is operation:
+            del self._busy[name]
+        self._ended(task)
 
     async def close(self) -> None:
         """Cancels what is still going on."""

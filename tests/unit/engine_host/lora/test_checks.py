@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.adapter_files import write_adapter
 
@@ -143,6 +143,7 @@ def test_weights_that_are_none(folder: Path, content: bytes, reason: str) -> Non
         check(folder)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 500))
 def test_a_damaged_file_is_refused_or_whole_but_never_a_fault(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int
