@@ -14,6 +14,8 @@ from tests.support.process import ENGINE_PYTHON, START_DEADLINE_S, ServiceProces
 from tests.support.site import ADMIN, ALICE, BOB, DEFAULT_KEYS, DISABLED, HEALTH_TIMEOUT_S, ApiKey, Site
 from tests.support.wait import wait_until
 
+from vllm_proxy.common.rpc.address import dial_target
+
 __all__ = ["ADMIN", "ALICE", "BOB", "DEFAULT_KEYS", "DISABLED", "ApiKey", "Cluster", "free_port"]
 
 STOP_DEADLINE_S = 5.0
@@ -36,16 +38,30 @@ class Cluster(Site):
         workers: int = 1,
         keys: Sequence[ApiKey] = DEFAULT_KEYS,
         environment: Mapping[str, str] | None = None,
+        auths: int = 1,
     ) -> None:
-        """`environment` is added to that of every service."""
+        """`environment` is added to that of every service. Several auth replicas need a store that they share; each of
+        them counts as healthy while one leads."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
         self._listener.set_inheritable(True)
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(auths)] if auths > 1 else []
+        if addresses:
+            config = {**(config or {}), "auth": {**(config or {}).get("auth", {}), "address": ",".join(addresses)}}
         super().__init__(config, port=self._listener.getsockname()[1], hosts=hosts, workers=workers, keys=keys)
         self._environment = dict(environment or {})
-        self.auth = self._grpc_service("auth", "vllm_proxy.auth", self.address("auth"))
+        auth_target = dial_target(self.address("auth"))
+        self.auths = [
+            self._grpc_service(f"auth-{number}", "vllm_proxy.auth", auth_target, "--set", f"auth.listen_address={mine}")
+            for number, mine in enumerate(addresses)
+        ] or [self._grpc_service("auth", "vllm_proxy.auth", auth_target)]
         self.router = self._grpc_service("router", "vllm_proxy.router", self.address("router"))
         self.hosts = {name: self._host(name) for name in hosts}
         self.edges = [self._edge(number) for number in range(workers)]
+
+    @property
+    def auth(self) -> ServiceProcess:
+        """The first replica."""
+        return self.auths[0]
 
     @property
     def edge(self) -> ServiceProcess:
@@ -59,14 +75,14 @@ class Cluster(Site):
 
     @property
     def services(self) -> list[ServiceProcess]:
-        return [self.auth, self.router, *self.hosts.values(), *self.edges]
+        return [*self.auths, self.router, *self.hosts.values(), *self.edges]
 
     def start(self) -> Self:
         """Starts everything at once and waits until the edge says that it can serve."""
         for service in self.services:
             service.start()
         # Engine hosts first: until one serves, the edge is not healthy.
-        for services in (self.hosts.values(), (self.auth, self.router, *self.edges)):
+        for services in (self.hosts.values(), (*self.auths, self.router, *self.edges)):
             with ThreadPoolExecutor(len(services)) as pool:
                 list(pool.map(lambda service: service.wait_healthy(), services))
         self.wait_serving(len(self.hosts))
@@ -83,7 +99,7 @@ class Cluster(Site):
     def stop(self) -> None:
         """Ends everything, the hard way if need be, and removes the folder."""
         # Edges first: they still have something to settle.
-        for services in (self.edges, [*self.hosts.values(), self.router, self.auth]):
+        for services in (self.edges, [*self.hosts.values(), self.router, *self.auths]):
             with ThreadPoolExecutor(len(services)) as pool:
                 list(pool.map(lambda service: service.end(STOP_DEADLINE_S), services))
         self._listener.close()

@@ -8,6 +8,7 @@ import grpc
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
+from vllm_proxy.common.rpc.address import dial_target
 
 CALL_TIMEOUT_S = 5.0
 
@@ -45,7 +46,9 @@ class Control:
 
     def __init__(self, auth_target: str, router_target: str) -> None:
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-        self._channels = [grpc.insecure_channel(target, options=options) for target in (auth_target, router_target)]
+        self._channels = [
+            grpc.insecure_channel(dial_target(target), options=options) for target in (auth_target, router_target)
+        ]
         self.auth = auth_pb2_grpc.AuthServiceStub(self._channels[0])
         self.router = router_pb2_grpc.RouterServiceStub(self._channels[1])
 

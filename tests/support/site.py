@@ -94,8 +94,12 @@ class Site:
         self.config = _merge(self.config, changes or {})
         _replace(self.config_path, yaml.safe_dump(self.config))
 
-    def write_keys(self, keys: Sequence[ApiKey]) -> None:
-        rows = [{"key": k.key, "user": k.user, "quota": k.quota, "enabled": k.enabled} for k in keys]
+    def write_keys(self, keys: Sequence[ApiKey], rules: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """`rules` are more fields of a key's row, by user."""
+        rows = [
+            {"key": k.key, "user": k.user, "quota": k.quota, "enabled": k.enabled, **(rules or {}).get(k.user, {})}
+            for k in keys
+        ]
         _replace(self.root / "config" / "api_keys.json", json.dumps({"keys": rows}))
 
     def client(self, key: ApiKey = ALICE, model: str = "sim") -> Client:

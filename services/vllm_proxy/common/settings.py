@@ -211,6 +211,8 @@ class Sim(Section):
     """If set, the simulator's own minimal HTTP server listens there on loopback (for comparisons)."""
     adapters: list[str] = []
     """Adapters that it pretends to have, each answering with its own name."""
+    journal_dir: Path | None = None
+    """If set, what each request produced is kept there, in files that survive kill -9."""
 
 
 class Edge(Section):

@@ -32,6 +32,7 @@ from vllm_proxy.engine_host.engines.base import (
 from vllm_proxy.engine_host.engines.sim_app import DEFAULT_MAX_TOKENS, SimApp
 from vllm_proxy.engine_host.engines.sim_batch import Batch
 from vllm_proxy.engine_host.engines.sim_batch import Sequence as BatchSequence
+from vllm_proxy.engine_host.engines.sim_journal import SimJournal
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class SimEngine:
         self._resolve = resolve
         self._adapters = dict.fromkeys(settings.adapters)
         self._batch = Batch(settings)
-        self._sim_app = SimApp(self._batch, self._knows, self._cards, settings.max_model_len)
+        journal = SimJournal(settings.journal_dir) if settings.journal_dir is not None else None
+        self._sim_app = SimApp(self._batch, self._knows, self._cards, settings.max_model_len, journal)
         self.app: AsgiApp = self._sim_app
         #: Where its own HTTP server listens, once started.
         self.http_port: int | None = None

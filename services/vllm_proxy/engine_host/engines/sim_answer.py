@@ -17,6 +17,7 @@ from typing import Any, cast
 from vllm_proxy.engine_host.engines import sim_text
 from vllm_proxy.engine_host.engines.base import Send, UsageMeter, current_meter
 from vllm_proxy.engine_host.engines.sim_batch import Sequence
+from vllm_proxy.engine_host.engines.sim_journal import SimJournal
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Asked:
     running_usage: bool
     seed: int
     chat: bool
+    #: The `user` of the request, for the journal.
+    label: str
 
 
 class Answer:
@@ -48,7 +51,7 @@ class Answer:
     A `send` that waits is finished by a task; what is produced meanwhile is joined behind it.
     """
 
-    def __init__(self, asked: Asked, answer_id: str, send: Send) -> None:
+    def __init__(self, asked: Asked, answer_id: str, send: Send, journal: SimJournal | None = None) -> None:
         self._asked = asked
         self._id = answer_id
         self._send = send
@@ -65,6 +68,8 @@ class Answer:
             for number, (prompt, copy) in enumerate(itertools.product(asked.prompts, range(asked.choices)))
         ]
         self._unfinished = len(self.sequences)
+        self._journal = journal
+        self._number = journal.begin(asked.label, asked.model) if journal is not None else 0
 
     @property
     def meter(self) -> UsageMeter:
@@ -105,7 +110,15 @@ class Answer:
         """The line of the journal."""
         return {"id": self._id, "model": self._asked.model, "complete": self._complete, **self.usage()}
 
+    def journal(self) -> None:
+        if self._journal is not None:
+            prompt = sum(s.used_prompt_tokens for s in self.sequences)
+            self._journal.count(self._number, prompt, sum(s.produced for s in self.sequences))
+
     async def close(self) -> None:
+        if self._journal is not None:
+            self.journal()
+            self._journal.end(self._number)
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
@@ -156,6 +169,9 @@ class _Choice(Sequence):
         self._answer = answer
         self._seed = asked.seed + number
         self.number = number
+
+    def journal(self) -> None:
+        self._answer.journal()
 
 
 class _WholeChoice(_Choice):

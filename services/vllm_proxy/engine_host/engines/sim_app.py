@@ -13,6 +13,7 @@ from vllm_proxy.engine_host.engines import sim_text
 from vllm_proxy.engine_host.engines.base import Message, ModelCard, Receive, Scope, Send
 from vllm_proxy.engine_host.engines.sim_answer import SSE_HEADERS, Answer, Asked, count_tokens, respond
 from vllm_proxy.engine_host.engines.sim_batch import Batch
+from vllm_proxy.engine_host.engines.sim_journal import SimJournal
 
 #: As short as a simulated model answers that was given no limit.
 DEFAULT_MAX_TOKENS = 16
@@ -38,12 +39,14 @@ class SimApp:
         knows: Callable[[str], Awaitable[bool]],
         cards: Callable[[], Sequence[ModelCard]],
         max_model_len: int,
+        journal: SimJournal | None = None,
     ) -> None:
         """`knows` says whether a model name can be asked for."""
         self._batch = batch
         self._knows = knows
         self._cards = cards
         self._max_model_len = max_model_len
+        self._journal = journal
         self.journal: deque[dict[str, Any]] = deque(maxlen=JOURNAL_ENTRIES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +77,7 @@ class SimApp:
             await respond(send, e.status, e.body)
             return
         request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1") or secrets.token_hex(16)
-        answer = Answer(asked, ("chatcmpl-" if chat else "cmpl-") + request_id, send)
+        answer = Answer(asked, ("chatcmpl-" if chat else "cmpl-") + request_id, send, self._journal)
         if asked.stream:
             await send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
         try:
@@ -121,6 +124,7 @@ class SimApp:
             running_usage=isinstance(options, dict) and options.get("continuous_usage_stats") is True,
             seed=sim_text.seed_of(body, prompts[0]),
             chat=chat,
+            label=str(body.get("user", "")),
         )
 
 

@@ -33,6 +33,14 @@ class Sequence:
         self._prefill_left = self.counted_prompt_tokens
 
     @property
+    def used_prompt_tokens(self) -> int:
+        """Of the prompt, once it is prefilled."""
+        return 0 if self._prefill_left else self.counted_prompt_tokens
+
+    def journal(self) -> None:
+        """Called in each step after `deliver`, if the simulator keeps a journal."""
+
+    @property
     def kv_tokens(self) -> int:
         return self.prompt_tokens + self.max_tokens
 
@@ -55,6 +63,7 @@ class Batch:
     """`run` is its clock. Sequences come by `add` and leave when they are done or by `abort`."""
 
     def __init__(self, settings: Sim) -> None:
+        self._journals = settings.journal_dir is not None
         self._step_s = settings.step_ms / 1000
         self._prefill_per_step = max(1, round(settings.prefill_tokens_per_s * self._step_s))
         self._max_num_seqs = settings.max_num_seqs
@@ -134,6 +143,9 @@ class Batch:
             if last:
                 done.append(sequence)
             sequence.deliver(index, last)
+        if self._journals:
+            for sequence in running:
+                sequence.journal()
         for sequence in done:
             # Its delivery may have aborted it.
             if sequence in running:
