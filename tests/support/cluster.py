@@ -26,8 +26,8 @@ ENGINE_START_DEADLINE_S = 240.0
 class Cluster(Site):
     """auth, router, edge workers and engine hosts; a context manager that starts and stops them.
 
-    The edge workers share one listening socket that the cluster holds, as under the supervisor: a worker can be
-    killed and started again while the port stays.
+    The workers of an edge share one listening socket that the cluster holds, as under the supervisor: a worker can be
+    killed and started again while the port stays. Several edges have a port each, in `ports`.
     """
 
     def __init__(
@@ -39,15 +39,18 @@ class Cluster(Site):
         keys: Sequence[ApiKey] = DEFAULT_KEYS,
         environment: Mapping[str, str] | None = None,
         auths: int = 1,
+        edges: int = 1,
     ) -> None:
         """`environment` is added to that of every service. Several auth replicas need a store that they share; each of
         them counts as healthy while one leads."""
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG)
-        self._listener.set_inheritable(True)
+        self._listeners = [socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG) for _ in range(edges)]
+        for listener in self._listeners:
+            listener.set_inheritable(True)
+        self.ports = [listener.getsockname()[1] for listener in self._listeners]
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(auths)] if auths > 1 else []
         if addresses:
             config = {**(config or {}), "auth": {**(config or {}).get("auth", {}), "address": ",".join(addresses)}}
-        super().__init__(config, port=self._listener.getsockname()[1], hosts=hosts, workers=workers, keys=keys)
+        super().__init__(config, port=self.ports[0], hosts=hosts, workers=workers, keys=keys)
         self._environment = dict(environment or {})
         auth_target = dial_target(self.address("auth"))
         self.auths = [
@@ -56,7 +59,8 @@ class Cluster(Site):
         ] or [self._grpc_service("auth", "vllm_proxy.auth", auth_target)]
         self.router = self._grpc_service("router", "vllm_proxy.router", self.address("router"))
         self.hosts = {name: self._host(name) for name in hosts}
-        self.edges = [self._edge(number) for number in range(workers)]
+        shared = [listener for listener in self._listeners for _ in range(workers)]
+        self.edges = [self._edge(number, listener) for number, listener in enumerate(shared)]
 
     @property
     def auth(self) -> ServiceProcess:
@@ -102,7 +106,8 @@ class Cluster(Site):
         for services in (self.edges, [*self.hosts.values(), self.router, *self.auths]):
             with ThreadPoolExecutor(len(services)) as pool:
                 list(pool.map(lambda service: service.end(STOP_DEADLINE_S), services))
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self.remove()
 
     def __enter__(self) -> Self:
@@ -146,8 +151,8 @@ class Cluster(Site):
             environment=self._environment,
         )
 
-    def _edge(self, number: int) -> ServiceProcess:
-        arguments = ["--config", str(self.config_path), "--listen-fd", str(self._listener.fileno())]
+    def _edge(self, number: int, listener: socket.socket) -> ServiceProcess:
+        arguments = ["--config", str(self.config_path), "--listen-fd", str(listener.fileno())]
         metrics = self.root / ".run" / "metrics"
         metrics.mkdir(parents=True, exist_ok=True)
         return ServiceProcess(
@@ -157,7 +162,7 @@ class Cluster(Site):
             log_path=self.root / "logs" / ("fastapi.log" if number == 0 else f"fastapi-{number}.log"),
             is_healthy=self.is_serving,
             environment={**self._environment, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-            pass_fds=[self._listener.fileno()],
+            pass_fds=[listener.fileno()],
         )
 
 

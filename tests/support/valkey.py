@@ -38,7 +38,13 @@ class Valkey:
     its append-only file. It can be killed and started again."""
 
     def __init__(
-        self, *, arguments: Sequence[str] = (), port: int = 0, sentinel_of: Valkey | None = None, sync: str = "always"
+        self,
+        *,
+        arguments: Sequence[str] = (),
+        port: int = 0,
+        sentinel_of: Valkey | None = None,
+        sync: str = "always",
+        password: str | None = None,
     ) -> None:
         """On a TCP port of loopback too, if one is given. `sentinel_of` makes it the sentinel of that server, which it
         calls "main". `sync` is its appendfsync."""
@@ -61,7 +67,7 @@ class Valkey:
             )
             self._arguments = [str(config), "--sentinel", *common]
         self._process: subprocess.Popen[bytes] | None = None
-        self.client = Redis(unix_socket_path=str(self.socket), socket_timeout=5)
+        self.client = Redis(unix_socket_path=str(self.socket), socket_timeout=5, password=password)
 
     def start(self) -> Self:
         self._process = subprocess.Popen([server_binary(), *self._arguments], stdin=subprocess.DEVNULL)
