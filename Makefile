@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run start stop restart status logs check-config install test check format unit integration engine \
-        protos protos-check demo-model demo-lora bench bench-admission clean
+        protos protos-check demo-model demo-lora bench bench-admission chaos-admission clean
 MAKEFLAGS += --no-print-directory
 
 #: Settings: make run CONFIG=other/config.yaml MODEL=Qwen/Qwen3-0.6B
@@ -98,6 +98,10 @@ bench: ## CPU per token and latency, beside other gateways (bench-results/)
 bench-admission: ## Admissions and settlements a second at 10 and 1,000,000 keys, SQLite and Redis
 	@scripts/install.sh dev
 	@$(GATEWAY) -m tests.load.admission
+
+chaos-admission: ## Kills auth, edges, hosts and Redis 50 times under 200 streams, then balances the books (SEED=…)
+	@scripts/install.sh dev
+	@$(GATEWAY) -m tests.load.chaos $(if $(SEED),--seed $(SEED))
 
 clean: ## Removes environments, logs and caches; keeps models, adapters, keys and usage
 	@scripts/stop.sh
