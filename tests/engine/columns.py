@@ -7,7 +7,7 @@ reason and shown as such; nothing else may be skipped here.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.install import engine_build
@@ -37,6 +37,13 @@ class Column:
     python_path: str = ""
     #: The engine's load is exact in-process; elsewhere it is asked for at intervals.
     load_is_known_within_s: float = 0.5
+    #: What the title of the engine's main process holds, and a word of its own log.
+    core: str = "EngineCore"
+    core_log: str = "EngineCore"
+    #: How many answers the great mixture has.
+    mixed_answers: int = 100
+    #: Whether loaded adapters stay in memory, whatever becomes of their files.
+    keeps_adapters: bool = False
 
     @property
     def name(self) -> str:
@@ -69,14 +76,34 @@ if engine_build() == "cpu":
         " --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled"
     )
     SGLANG_ENVIRONMENT["SGLANG_USE_CPU_ENGINE"] = 1
+    # Its adapters' operators are many and tiny: threads would only wait for each other.
+    SGLANG_ENVIRONMENT["OMP_NUM_THREADS"] = 1
     SGLANG_PATH = str(SGLANG_CPU_STUB)
+
+#: Its load and its cached tokens are told over HTTP only if asked for.
+SGLANG_CLI_COMMAND = f"{SGLANG_COMMAND} --enable-metrics --enable-cache-report"
+SGLANG = Column(
+    "sglang",
+    "python_api",
+    SGLANG_COMMAND,
+    SGLANG_PYTHON,
+    {"extra_env": SGLANG_ENVIRONMENT},
+    SGLANG_PATH,
+    # It asks once a second whether the client of a waiting request is still there.
+    load_is_known_within_s=ASKED_S,
+    core="sglang::scheduler",
+    core_log="Prefill batch",
+    mixed_answers=24,
+    keeps_adapters=True,
+)
 
 COLUMNS: tuple[Column, ...] = (
     Column("vllm", "python_api", VLLM_COMMAND, ENGINE_PYTHON, VLLM_SECTION),
     Column("vllm", "cli", VLLM_CLI_COMMAND, ENGINE_PYTHON, VLLM_SECTION, load_is_known_within_s=ASKED_S),
     # At the engine that the host of the column before runs.
     Column("vllm", "attached", VLLM_CLI_COMMAND, ENGINE_PYTHON, VLLM_SECTION, load_is_known_within_s=ASKED_S),
-    Column("sglang", "python_api", SGLANG_COMMAND, SGLANG_PYTHON, {"extra_env": SGLANG_ENVIRONMENT}, SGLANG_PATH),
+    SGLANG,
+    replace(SGLANG, launch_mode="cli", start_cmd=SGLANG_CLI_COMMAND),
 )
 
 _NO_COUNT = "an answer that is not streamed and is cut short tells no tokens: such a request is charged nothing"
@@ -95,6 +122,7 @@ CANNOT: dict[tuple[str, str], str] = {
             ("test_a_disconnect_is_counted[whole]", _NO_COUNT),
         )
     },
+    ("sglang-cli", "test_a_disconnect_is_counted[whole]"): _NO_COUNT,
 }
 
 

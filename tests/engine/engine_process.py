@@ -104,8 +104,10 @@ class TestApp:
 async def _held(engine: Any) -> list[Any]:
     """The adapters that the engine itself has now: its own ids where they can be had, else names."""
     inner = getattr(engine, "_engine", None)
-    if hasattr(inner, "list_loras"):
+    if hasattr(inner, "list_loras"):  # vLLM
         return sorted(await inner.list_loras())
+    if hasattr(inner, "tokenizer_manager"):  # SGLang
+        return sorted(inner.tokenizer_manager.lora_registry.get_all_adapters())
     return [card.name for card in await engine.model_cards() if card.base]
 
 

@@ -150,7 +150,8 @@ async def test_native_answers_have_vllms_words(client: EngineClient) -> None:
     answer = await client.unload_adapter("pirate")
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "NotFoundError")
     answer = await client.http.post("/v1/chat/completions", json=client.chat_body("pirate"))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, 404)
+    assert answer.status_code == 404
+    assert "`pirate` does not exist" in answer.json()["error"]["message"]
 
 
 @pytest.mark.row("load and unload under traffic")
@@ -203,7 +204,11 @@ async def test_an_adapter_whose_files_vanished_does_not_kill_the_engine(voices: 
     for number in range(3):
         assert (await voices.load_adapter(f"copy-{number}", "adapters/robot")).status_code == 200
     answer = await voices.http.post("/v1/chat/completions", json=voices.chat_body("vanishing"))
-    assert answer.status_code == 404
-    assert "could not be read again" in answer.json()["error"]["message"]
+    if voices.engine.column.keeps_adapters:
+        assert answer.status_code == 200
+        assert voice(answer.json()["choices"][0]["message"]["content"]) == "pirate"
+    else:
+        assert answer.status_code == 404
+        assert "could not be read again" in answer.json()["error"]["message"]
     assert voice(await voices.chat(BASE)) == "base"
     assert voice(await voices.chat("pirate")) == "pirate"
