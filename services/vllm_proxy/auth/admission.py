@@ -19,7 +19,7 @@ from vllm_proxy.auth.decision import Ask, Decision, Standing
 from vllm_proxy.auth.keys import ApiKey, KeyRing
 from vllm_proxy.auth.lease import Lease, Operation
 from vllm_proxy.auth.lease_book import LeaseBook
-from vllm_proxy.auth.limiter import NS_PER_SECOND
+from vllm_proxy.auth.limiter import NS_PER_SECOND, Reservation
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.prompt_estimate import PromptEstimates
@@ -244,8 +244,16 @@ class Admission:
     def _grant(
         self, ask: Ask, key: ApiKey, path: Path, estimate: int, wanted: int, decision: Decision, now_ns: int
     ) -> None:
-        reserved = path.room(wanted, self._calendar)
-        held = [scope.take(reserved, wanted, now_ns) for scope in path.scopes]
+        reserved = wanted
+        reservations: tuple[Reservation, ...] = ()
+        if path.limited:
+            reserved = path.room(wanted, self._calendar)
+            for scope in path.limited:
+                if (reservation := scope.spend(wanted, now_ns)) is not None:
+                    reservations += (reservation,)
+        for scope in path.scopes:
+            scope.running += 1
+            scope.reserved_tokens += reserved
         lease_id = f"{self._lease_prefix}-{next(self._lease_numbers):x}"
         decision.lease_id, decision.reserved_tokens = lease_id, reserved
         decision.priority = self._priority(key)
@@ -256,7 +264,7 @@ class Admission:
             *record,
             expires_ns=now_ns + self.book.ttl_ns,
             scopes=path.scopes,
-            reservations=tuple(reservation for reservation in held if reservation is not None),
+            reservations=reservations,
         )
         # Beside other things (images), a prompt's count says nothing about its text.
         if ask.prompt_bytes and not ask.prompt_tokens:

@@ -174,8 +174,10 @@ class LeaseBook:
         del self._open[lease.lease_id]
         usage = by.usage
         charged = usage.charged(self._cached_weight_ppm)
+        reserved = lease.reserved_tokens
         for scope in lease.scopes:
-            scope.release(lease.reserved_tokens)
+            scope.running -= 1
+            scope.reserved_tokens -= reserved
         for reservation in lease.reservations:
             reservation.settle(charged, now_ns)
         requests = 1 if by.attempt else 0

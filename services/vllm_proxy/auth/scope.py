@@ -139,10 +139,11 @@ class Scope:
 
     # What is held
 
-    def take(self, reserved_tokens: int, wanted_tokens: int, now_ns: int) -> Reservation | None:
-        """Counts an admitted request. Returns what it holds of the tokens per minute, if they are limited."""
-        self.running += 1
-        self.reserved_tokens += reserved_tokens
+    # `running` and `reserved_tokens` are counted by whoever opens and closes leases: a call for each scope of each
+    # request would cost more than the rest.
+
+    def spend(self, wanted_tokens: int, now_ns: int) -> Reservation | None:
+        """Counts an admitted request in the limits per time. Returns what it holds of the tokens per minute."""
         if self.requests is not None:
             self.requests.add(1, now_ns)
         if self.tokens is None:
@@ -153,10 +154,6 @@ class Scope:
         """Counts a request of before a restart, or of before this scope was there."""
         self.running += 1
         self.reserved_tokens += reserved_tokens
-
-    def release(self, reserved_tokens: int) -> None:
-        self.running -= 1
-        self.reserved_tokens -= reserved_tokens
 
     def charge(self, tokens: int, calendar: Calendar) -> None:
         """Counts settled tokens; differences may be negative."""
