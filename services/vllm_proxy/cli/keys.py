@@ -1,4 +1,4 @@
-"""`vllm-proxy keys`: create, list, show, update, revoke, rotate."""
+"""`vllm-proxy keys`: create, list, show, update, revoke, rotate, reload."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from vllm_proxy.api.auth.v1 import auth_pb2
-from vllm_proxy.cli.command import Commands, add_command, add_group
+from vllm_proxy.cli.command import Commands, Failed, add_command, add_group
 from vllm_proxy.cli.connection import Connection
 from vllm_proxy.cli.key_fields import key_fields
 from vllm_proxy.cli.key_options import add_spec_options, spec_of
@@ -43,6 +43,7 @@ def add_commands(commands: Commands) -> None:
     )
     rotate.add_argument("-q", "--quiet", action="store_true", help="print nothing but the new secret")
     revoke = add_command(group, "revoke", "revokes keys for good; what they run may end", _revoke)
+    add_command(group, "reload", "reads the keys file again", _reload)
     for parser in (show, update, rotate):
         parser.add_argument("key_id", help="the key's id, as `keys list` shows it")
     revoke.add_argument("key_id", nargs="+", help="ids, as `keys list` shows them")
@@ -159,6 +160,17 @@ async def _revoke(args: argparse.Namespace, connection: Connection, output: Outp
             output.line(f"Revoked key {key_id} of {answer.key.user}. Its running requests may end.")
     if output.as_json:
         output.json(revoked)
+
+
+async def _reload(_args: argparse.Namespace, connection: Connection, output: Output) -> None:
+    request = auth_pb2.ReloadKeysRequest(actor=connection.actor())
+    answer = await connection.ask(connection.auth.ReloadKeys, request)
+    if output.as_json:
+        output.json({"keys": answer.keys, "problems": list(answer.problems)})
+    else:
+        output.line(f"{answer.keys:,} keys are in force.")
+    if answer.problems:
+        raise Failed(f"skipped in the keys file: {'; '.join(answer.problems)}")
 
 
 def _print(output: Output, key: auth_pb2.Key) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from tests.unit.auth.fakes import FakeClock, hour_row
+from tests.unit.auth.fakes import Desk, FakeClock, api_key, hour_row, servicer_of
 
+from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.auth import sqlite_queries
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.sqlite_file import open_file
@@ -130,7 +133,8 @@ async def test_a_question_does_not_read_the_folded_ledger(store: SqliteStore) ->
 
 def made(number: int, user: str = "u", at_ms: int | None = None) -> KeyStored:
     digest = number.to_bytes(4, "big") + b"k" * 28
-    return KeyStored(digest, f'{{"user": "{user}"}}', number if at_ms is None else at_ms, "admin")
+    data = f'{{"key_sha256": "{digest.hex()}", "user": "{user}"}}'
+    return KeyStored(digest, data, number if at_ms is None else at_ms, "admin")
 
 
 class TestKeys:
@@ -182,6 +186,28 @@ class TestKeys:
             return steps
 
         assert page(18_000) <= page(0) * 1.1
+
+
+async def test_listing_every_key_takes_the_memory_of_a_page(store: SqliteStore, tmp_path: Path) -> None:
+    await make_durable(store, [made(number, f"user-{number % 100}") for number in range(6_000)])
+    keys = servicer_of(Desk(api_key("declared")), store, tmp_path)
+    request = pb.ListKeysRequest(page_size=150)
+    listed, peaks = 0, []
+    tracemalloc.start()
+    try:
+        while True:
+            page = await keys.ListKeys(request, None)
+            listed += len(page.keys)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            gc.collect()
+            tracemalloc.reset_peak()
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+    finally:
+        tracemalloc.stop()
+    assert listed == 6_001
+    assert max(peaks[5:]) < 1.2 * max(peaks[:5])
 
 
 def entry(at_ms: int, action: str = "key.create", user: str = "admin", target: str = "t") -> AuditEntry:

@@ -174,6 +174,29 @@ class TestKeys:
         assert run("keys", "revoke", "a", "b") == 0
         assert [message.key_id for message in service.asked[-2:]] == ["a", "b"]
 
+    def test_reload_fails_for_what_was_skipped(
+        self, service: Service, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        service.answers["ReloadKeys"] = pb.ReloadKeysResponse(keys=2)
+        assert run("keys", "reload") == 0
+        assert capsys.readouterr() == ("2 keys are in force.\n", "")
+        service.answers["ReloadKeys"] = pb.ReloadKeysResponse(keys=2, problems=["entry 3: no key"])
+        assert run("keys", "reload") == 1
+        assert "entry 3" in capsys.readouterr().err
+
+    def test_colours_are_for_a_terminal(
+        self, service: Service, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "70")
+        service.answers["ListKeys"] = pb.ListKeysResponse(keys=[a_key()])
+        assert run("keys", "list") == 0
+        shown = capsys.readouterr().out
+        assert "\033[32mactive" in shown and "…" in shown
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert run("keys", "list") == 0
+        assert "\033" not in capsys.readouterr().out
+
 
 class TestUsageAndAudit:
     def rows(self) -> list[pb.UsageRow]:
