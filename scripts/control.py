@@ -19,7 +19,15 @@ from scripts.readiness import LogMarks, StartFailed, wait_ready
 from scripts.show import log_files, show_welcome
 from scripts.start_command import StartCommand
 from scripts.supervisor_client import ProcessState, State, Supervisor, SupervisorError
-from scripts.supervisor_config import CODE_ROOT, Program, environment_python, programs, render, write_nginx
+from scripts.supervisor_config import (
+    CODE_ROOT,
+    Program,
+    engine_section,
+    environment_python,
+    programs,
+    render,
+    write_nginx,
+)
 
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
@@ -191,10 +199,10 @@ class Services:
             yield "fastapi_port", settings.fastapi_host, settings.fastapi_port
         if program.name == "nginx":
             yield "nginx.port", settings.nginx.host, settings.nginx.port
-        if program.engine == "vllm" and settings.vllm.launch_mode != "attached":
-            yield "vllm_port", settings.vllm_host, settings.vllm_port
-        if program.engine == "sglang" and settings.sglang.launch_mode != "attached":
-            yield "sglang_port", settings.sglang_host, settings.sglang_port
+        section = engine_section(settings, program)
+        if program.engine and section is not None and section.launch_mode == "python_api":
+            key = f"{program.engine}_port (or engine_hosts.{program.host}.port)"
+            yield key, *settings.for_host(program.host).native_address(program.engine)
 
     def _make_demo_model(self, wanted: Sequence[Program]) -> None:
         if not any(program.engine == "vllm" for program in wanted) or not wants_demo_model(self._settings):
@@ -231,7 +239,8 @@ class Services:
                 if left := self._supervisor.leftovers():
                     print(f"ending {len(left)} processes whose supervisor is gone", flush=True)
                 self._supervisor.end_leftovers()
-                print("stopped" if left else "nothing runs", flush=True)
+                engines = self._supervisor.end_engines(wanted)
+                print("stopped" if left or engines else "nothing runs", flush=True)
             elif names and state is State.RUNNING:
                 self._stop_some(wanted)
             else:
@@ -263,6 +272,7 @@ class Services:
         family = process_table.with_descendants([daemon] if daemon else [])
         self._wait_ended(family, self._alive_names, interrupted)
         self._supervisor.end_leftovers()
+        self._supervisor.end_engines(self.programs)
 
     def _stop_some(self, wanted: Sequence[Program]) -> None:
         names = {program.name for program in wanted}
@@ -272,6 +282,7 @@ class Services:
             for program in reversed(wanted):
                 self._supervisor.stop_service(program.name)
             self._wait_ended(family, lambda: [name for name in self._alive_names() if name in names], interrupted)
+            self._supervisor.end_engines(wanted)
             print(f"stopped {', '.join(program.name for program in wanted)}", flush=True)
 
     def _wait_ended(

@@ -2,6 +2,7 @@
 
 python -m scripts.proxyctl --config config/config.yaml start [--follow] [SERVICE...]
                                                        stop [SERVICE...] | status | logs SERVICE | needs | check
+                                                       command [SERVICE...]
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from types import FrameType
 
 from scripts import last_start
 from scripts.control import Services, wants_demo_model
+from scripts.engine_commands import engine_commands
 from scripts.install import engine_build
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import StartFailed, Stopped
 from scripts.show import follow_logs, show_status
 from scripts.start_command import StartCommand
 from scripts.supervisor_client import SupervisorError
-from scripts.supervisor_config import Program, engine_environment
+from scripts.supervisor_config import Program, engine_environments
 
 from vllm_proxy.common.lifecycle import DEFAULT_CONFIG
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, enter_root, load_settings
@@ -54,6 +56,9 @@ def main() -> int:
             return services.start(named, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
         if args.action == "stop":
             return services.stop(named)
+        if args.action == "command":
+            print(*engine_commands(loaded.settings, services.named(named)), sep="\n")
+            return 0
         return show_status(loaded, services.named(named) if named else services.shown())
     except (ConfigError, SupervisorError, StartFailed, TimeoutError) as e:
         print(e, file=sys.stderr)
@@ -80,7 +85,7 @@ def _parse() -> argparse.Namespace:
         action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
         action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
         _add_services(action)
-    for name in ("stop", "status"):
+    for name in ("stop", "status", "command"):
         _add_services(actions.add_parser(name))
     actions.add_parser("check", help="say whether the configuration is good")
     logs = actions.add_parser("logs")
@@ -155,8 +160,10 @@ def _needs(loaded: LoadedSettings, wanted: Sequence[Program]) -> list[str]:
     """The parts that scripts/install.sh has to install to start these services."""
     settings = loaded.settings
     names = {program.name for program in wanted}
-    hosts = {f"engine-{name}": spec for name, spec in settings.hosts().items()}
-    parts = {engine_environment(settings, spec) for name, spec in hosts.items() if name in names} | {"gateway"}
+    parts = {"gateway"}
+    for name, spec in settings.hosts().items():
+        if f"engine-{name}" in names:
+            parts |= set(filter(None, engine_environments(settings, name, spec)))
     if "vllm" in parts and wants_demo_model(settings) and not (loaded.root / DEMO_MODEL).exists():
         parts.add("demo")
     return sorted(parts)

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripts.supervisor_client import Supervisor, SupervisorGone
-from scripts.supervisor_config import Program
+from scripts.supervisor_config import Program, engine_section
 
 from vllm_proxy.common.engine_faults import likely_cause
 from vllm_proxy.common.rpc.address import dial_target
@@ -136,7 +136,7 @@ def awaited_log(loaded: LoadedSettings, program: Program, marks: LogMarks) -> st
 def logs_of(loaded: LoadedSettings, program: Program) -> list[Path]:
     """Relative to the root: its engine's own output, if there is one, and its log."""
     settings = loaded.settings
-    section = {"vllm": settings.vllm, "sglang": settings.sglang}.get(program.engine or "")
+    section = engine_section(settings, program)
     output = [section.log_file] if section is not None and section.launch_mode != "attached" else []
     return [*output, settings.logs.dir / (program.error_log or program.log_names[0])]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.log_follow import follow
 from scripts.readiness import is_ready
 from scripts.supervisor_client import ProcessState, Supervisor
-from scripts.supervisor_config import Program, edge_url, nginx_url
+from scripts.supervisor_config import Program, edge_url, engine_section, nginx_url
 
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
 
@@ -103,10 +103,12 @@ def log_files(loaded: LoadedSettings, programs: Sequence[Program], name: str) ->
     for program in programs:
         if program.error_log:
             services[program.name][f"{program.name}-error"] = folder / program.error_log
-    sections = {"vllm": loaded.settings.vllm, "sglang": loaded.settings.sglang}
-    for kind in {program.engine for program in programs} & sections.keys():
-        if kind is not None:
-            services[kind] = {kind: loaded.root / sections[kind].log_file}
+    kinds = [program.engine for program in programs]
+    for program in programs:
+        section = engine_section(loaded.settings, program)
+        if program.engine and section is not None and section.launch_mode != "attached":
+            label = program.engine if kinds.count(program.engine) == 1 else f"{program.host}-engine"
+            services[label] = {label: loaded.root / section.log_file}
     if name == "all":
         return {label: path for logs in services.values() for label, path in logs.items()}
     services["supervisord"] = {"supervisord": folder / "supervisord.log"}

@@ -21,9 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from scripts import process_table
-from scripts.supervisor_config import Program, control_socket, environment_python, metrics_folder, render
+from scripts.supervisor_config import (
+    Program,
+    control_socket,
+    engine_section,
+    environment_python,
+    metrics_folder,
+    render,
+)
 from supervisor.xmlrpc import Faults
 
+from vllm_proxy.common import pid_record
 from vllm_proxy.common.settings import LoadedSettings
 
 CALL_TIMEOUT_S = 10.0
@@ -182,10 +190,29 @@ class Supervisor:
         with contextlib.suppress(FileNotFoundError):
             (self._loaded.root / self._socket).unlink()
 
+    def end_engines(self, wanted: Sequence[Program]) -> int:
+        """Ends engines in processes of their own that hosts of before left. Returns how many processes there were."""
+        ended = 0
+        for path in self._engine_pid_files(wanted):
+            if (record := pid_record.read(path)) is not None and (group := record.group()):
+                ended += len(group)
+                record.end(self._loaded.settings.engine_process.stop_timeout_s)
+            path.unlink(missing_ok=True)
+        return ended
+
+    def _engine_pid_files(self, wanted: Sequence[Program]) -> set[Path]:
+        sections = (engine_section(self._loaded.settings, program) for program in wanted)
+        cli = (section for section in sections if section is not None and section.launch_mode == "cli")
+        return {(self._loaded.root / section.pid_file).resolve() for section in cli}
+
     def _pid_files(self) -> list[Path]:
+        """Of services. An engine in a process of its own may outlive its host, and the next one adopts it."""
         settings = self._loaded.settings
-        engines = {(self._loaded.root / section.pid_file).resolve() for section in (settings.vllm, settings.sglang)}
-        # Those are the engine hosts': of engines in processes of their own.
+        sections = [settings.vllm, settings.sglang]
+        sections += filter(
+            None, (settings.for_host(name).section(spec.engine) for name, spec in settings.hosts().items())
+        )
+        engines = {(self._loaded.root / section.pid_file).resolve() for section in sections}
         return sorted(path for path in self._pids.glob("*.pid") if path.resolve() not in engines)
 
     def _call(self, method: str, *arguments: Any) -> Any:

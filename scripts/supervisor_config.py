@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scripts import external_tools, nginx_config
 
-from vllm_proxy.common.settings import ConfigError, EngineHostSpec, LoadedSettings, Settings
+from vllm_proxy.common.settings import ConfigError, EngineHostSpec, EngineKind, EngineSection, LoadedSettings, Settings
 
 #: Where the code and its environments are; a configuration's own root may be elsewhere.
 CODE_ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +29,10 @@ NGINX_PID = "nginx.pid"
 WANTED_FILES = 65536
 #: What supervisord fills in.
 EXPANSION = re.compile(r"%\((process_num|program_name|ENV_PATH)\)[ds]")
+
+
+#: A start command whose program is named without a path, and no wrapper that finds it elsewhere (conda, a shell).
+_OWN_PROGRAM = re.compile(r"\s*([A-Za-z_]\w*=\S*\s+)*(python[\d.]*|vllm|sglang)\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,17 @@ class Program:
     listener: str | None = None
     """host:port of the listener that its processes inherit."""
     processes: int = 1
-    engine: str | None = None
+    engine: EngineKind | None = None
     error_log: str | None = None
     """Where its standard error goes, if not into `log`."""
     stop_signal: str = "TERM"
     is_optional: bool = False
     """Whether it is started only where it is named."""
+
+    @property
+    def host(self) -> str:
+        """The name of an engine host in the configuration."""
+        return self.name.removeprefix("engine-")
 
     @property
     def log_names(self) -> list[str]:
@@ -185,10 +194,17 @@ def _nginx(loaded: LoadedSettings) -> list[Program]:
     ]
 
 
+def engine_section(settings: Settings, program: Program) -> EngineSection | None:
+    """How the engine of an engine host is started; None for other programs and the simulator."""
+    if program.engine is None:
+        return None
+    return settings.for_host(program.host).section(program.engine)
+
+
 def _engine_host(settings: Settings, name: str, spec: EngineHostSpec, common: tuple[str, ...]) -> Program:
     assert spec.address is not None
-    environment = engine_environment(settings, spec)
-    python = environment_python(environment)
+    own, of_command = engine_environments(settings, name, spec)
+    python = environment_python(own)
     return Program(
         name=f"engine-{name}",
         command=(str(python), "-m", "vllm_proxy.engine_host", "--name", name, *common),
@@ -198,17 +214,20 @@ def _engine_host(settings: Settings, name: str, spec: EngineHostSpec, common: tu
         pid=f"engine-{name}.pid",
         address=spec.address,
         # A start command's `python` and `vllm` are the engine environment's.
-        environment={"PATH": f"{python.parent}:%(ENV_PATH)s"},
+        environment={"PATH": f"{environment_python(of_command or own).parent}:%(ENV_PATH)s"},
         engine=spec.engine,
     )
 
 
-def engine_environment(settings: Settings, spec: EngineHostSpec) -> str:
-    """The name of the virtual environment that an engine host runs in."""
-    if spec.engine == "sim":
-        return "gateway"
-    section = settings.vllm if spec.engine == "vllm" else settings.sglang
-    return "gateway" if section.launch_mode == "attached" else spec.engine
+def engine_environments(settings: Settings, name: str, spec: EngineHostSpec) -> tuple[str, str | None]:
+    """The names of the virtual environments that an engine host runs in, and that its start command finds its programs
+    in (None: it brings its own)."""
+    section = settings.for_host(name).section(spec.engine)
+    if section is None or section.launch_mode == "attached":
+        return "gateway", None
+    if section.launch_mode == "python_api":
+        return spec.engine, spec.engine
+    return "gateway", spec.engine if _OWN_PROGRAM.match(section.command()) else None
 
 
 def _edge(loaded: LoadedSettings, common: tuple[str, ...]) -> Program:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from tests.engine.columns import CANNOT, COLUMNS, Column, selected
+from tests.engine.crash import Crash, crash
 from tests.engine.running import EngineClient, RunningEngine
 from tests.engine.table import Table
 
@@ -85,6 +86,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._running: dict[str, RunningEngine] = {}
+        self._crashes: dict[str, Crash] = {}
 
     def of(self, column: Column) -> RunningEngine:
         for running in list(self._running.values()):
@@ -97,6 +99,12 @@ class Engines:
     def at(self, column: Column) -> list[RunningEngine]:
         """All hosts of a column's engine."""
         return [running for running in self._running.values() if running.column.engine == column.engine]
+
+    async def crash(self, column: Column) -> Crash:
+        """What a column's clients saw when its engine was killed: once for all columns of the engine."""
+        if column.name not in self._crashes:
+            self._crashes.update(await crash(self.at(column)))
+        return self._crashes[column.name]
 
     def stop(self) -> None:
         while self._running:

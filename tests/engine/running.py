@@ -20,7 +20,7 @@ from tests.support.cluster import free_port
 from tests.support.process import ServiceProcess
 from tests.support.wait import wait_until
 
-from vllm_proxy.engine_host.engines import pid_record
+from vllm_proxy.common import pid_record
 
 ADAPTERS = ROOT / "adapters"
 START_DEADLINE_S = 240.0
@@ -120,13 +120,14 @@ class RunningEngine:
         """The engine's processes: those that carry this host's mark, or the group that it started."""
         if self.column.launch_mode == "python_api":
             return pids_of_engine(self.process.pid)
-        record = pid_record.read(self.pid_file)
-        return record.group() if record is not None else []
+        return self.engine_record.group() if self.column.launch_mode == "cli" else []
 
     @property
-    def pid_file(self) -> Path:
-        """Of a host that runs its engine by a command."""
-        return self.root / f".pids/{self.column.kind}.pid"
+    def engine_record(self) -> pid_record.PidRecord:
+        """Of the engine that this host runs by a command."""
+        record = pid_record.read(self.root / f".pids/{self.column.kind}.pid")
+        assert record is not None
+        return record
 
 
 def pids_of_engine(host_pid: int) -> list[int]:

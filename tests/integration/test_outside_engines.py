@@ -21,8 +21,8 @@ from tests.support.site import Site
 from tests.support.streams import LiveStream, live_streams
 from tests.support.wait import eventually, wait_until
 
-from vllm_proxy.engine_host.engines import pid_record
-from vllm_proxy.engine_host.engines.pid_record import PidRecord
+from vllm_proxy.common import pid_record
+from vllm_proxy.common.pid_record import PidRecord
 
 SERVER = Path(__file__).parents[1] / "support" / "sim_server.py"
 SERVICES = Path(__file__).parents[2] / "services"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts.supervisor_config import edge_url, environment_python, programs, render
+from scripts.supervisor_config import edge_url, engine_environments, environment_python, programs, render
 from supervisor.options import ServerOptions
 
 from vllm_proxy.common.maintenance import LogFolder
@@ -164,3 +164,20 @@ def test_port_zero_is_refused(project: Path):
 )
 def test_the_url_is_one_that_a_client_on_this_machine_can_use(host: str, url: str):
     assert edge_url(Settings(fastapi_host=host)) == url
+
+
+@pytest.mark.parametrize(
+    ("command", "programs_of"),
+    [
+        ("python -m vllm.entrypoints.openai.api_server --model m", "vllm"),
+        ("A=1 vllm serve m", "vllm"),
+        ("conda run -n mine python -m vllm.entrypoints.openai.api_server", None),
+        ("/opt/mine/bin/vllm serve m", None),
+        ("bash -lc 'vllm serve m'", None),
+    ],
+)
+def test_a_start_command_that_is_run_needs_its_engines_environment_unless_it_brings_its_own(
+    command: str, programs_of: str | None
+):
+    settings = Settings.model_validate({"vllm": {"launch_mode": "cli", "start_cmd": command}})
+    assert engine_environments(settings, "vllm", settings.hosts()["vllm"]) == ("gateway", programs_of)

@@ -74,7 +74,7 @@ def read_command(text: str, dialect: HttpDialect, host: str, port: int, settings
     own_port = int(said_port) if said_port is not None and said_port.isdigit() else port
     if script_at is None:
         words = [*words, *added]
-    elif _takes_flags(words[script_at]):
+    elif _takes_flags(words[script_at], section):
         words[script_at] = f"{words[script_at].rstrip()} {shlex.join(added)}"
     else:
         warnings.append(
@@ -113,17 +113,20 @@ def _split(script: str) -> list[str]:
         return script.split()
 
 
-def _takes_flags(script: str) -> bool:
-    """Whether words at the end of a script become flags of the engine: no operator follows the last flag."""
+def _takes_flags(script: str, kind: str) -> bool:
+    """Whether words at the end of a script become flags of the engine: it stands behind the last operator."""
     tokens = shlex.shlex(script, posix=True, punctuation_chars=True)
     tokens.whitespace_split = True
     try:
         found = list(tokens)
     except ValueError:
         return False
-    flags = [i for i, token in enumerate(found) if token.startswith("--")]
     operators = [i for i, token in enumerate(found) if token in _OPERATORS]
-    return not operators or (bool(flags) and flags[-1] > operators[-1])
+    last = found[operators[-1] + 1 :] if operators else found
+    return not operators or any(
+        word.rpartition("/")[2] == kind or (before == "-m" and word.startswith(kind)) or word.startswith("--")
+        for before, word in zip(["", *last], last, strict=False)
+    )
 
 
 def _reachable(host: str) -> str:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vllm_proxy.common.pid_record import process_stat
+
 #: Set by the host for its engine's processes: "pid:start time" of the host. Leftovers are found by it.
 OWNER_VARIABLE = "VLLM_PROXY_ENGINE_OWNER"
 
@@ -70,19 +72,10 @@ def _alive(mark: str) -> bool:
 
 
 def _running(pid: int) -> bool:
-    state = _stat(pid)
+    state = process_stat(pid)
     return state is not None and state[0] != "Z"
 
 
 def _start_time(pid: int) -> str | None:
-    fields = _stat(pid)
+    fields = process_stat(pid)
     return fields[19] if fields else None
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third (state) on."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()

@@ -12,12 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from vllm_proxy.common import pid_record
+from vllm_proxy.common.pid_record import PidRecord
 from vllm_proxy.common.settings import INTERNAL_TOKEN_VARIABLE, ConfigError, EngineProcess
-from vllm_proxy.engine_host.engines import pid_record
 from vllm_proxy.engine_host.engines.base import EngineDied
 from vllm_proxy.engine_host.engines.cli_command import CliCommand
 from vllm_proxy.engine_host.engines.engine_output import EngineOutput
-from vllm_proxy.engine_host.engines.pid_record import PidRecord
 from vllm_proxy.engine_host.engines.start_diagnosis import diagnose
 
 log = logging.getLogger(__name__)

@@ -87,6 +87,7 @@ class HttpEngine:
     async def start(self) -> None:
         self._pool.open()
         if self._command is not None:
+            self._section.lora.runtime_resolver.cache_dir.mkdir(parents=True, exist_ok=True)
             for warning in self._command.warnings:
                 log.warning("start command", extra={"detail": warning})
             self._process = RunningProcess(

@@ -25,12 +25,15 @@ def set_environment(vllm: Vllm) -> None:
     """Sets this process's environment for vLLM and its children. Before vLLM is imported, which reads it once."""
     # The host's own counters must not be taken for the edge's, which share files.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    os.environ.update(engine_environment(vllm))
+    changes = engine_environment(vllm)
+    if "VLLM_LORA_RESOLVER_CACHE_DIR" in changes:
+        vllm.lora.runtime_resolver.cache_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.update(changes)
     os.environ[OWNER_VARIABLE] = own_mark()
 
 
 def engine_environment(vllm: Vllm) -> dict[str, str]:
-    """What vLLM needs in its environment besides this process's own. Makes the resolver's folder."""
+    """What vLLM needs in its environment besides this process's own."""
     changes = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | vllm.extra_env
     given = vllm.extra_env.get("VLLM_PLUGINS", os.environ.get("VLLM_PLUGINS", ""))
     plugins = [p for p in given.split(",") if p]
@@ -39,7 +42,6 @@ def engine_environment(vllm: Vllm) -> dict[str, str]:
         plugins += [p for p in resolver.plugins if p not in plugins]
         changes["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1" if resolver.allow_runtime_updates else "0"
         if "lora_filesystem_resolver" in plugins:
-            resolver.cache_dir.mkdir(parents=True, exist_ok=True)
             changes["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(resolver.cache_dir.resolve())
     changes["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, PLUGIN_NAME]))
     return changes

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 PRELOAD = router_pb2.ADAPTER_ORIGIN_PRELOAD
 DECLARED = router_pb2.ADAPTER_ORIGIN_DECLARED
 NATIVE = router_pb2.ADAPTER_ORIGIN_NATIVE
+#: Found in the engine, and nobody's here to load again.
+UNSPECIFIED = router_pb2.ADAPTER_ORIGIN_UNSPECIFIED
 RESOLVED = router_pb2.ADAPTER_ORIGIN_RESOLVED
 
 #: How long an unknown name is not looked for again, and how many such names are remembered.
@@ -214,7 +216,7 @@ class AdapterRegistry:
 
     async def _adopt(self, card: ModelCard, first: bool) -> LoadedAdapter:
         """One that was found can be loaded again after a restart of the engine if it passes the same checks."""
-        origin, digest = router_pb2.ADAPTER_ORIGIN_UNSPECIFIED, ""
+        origin, digest = UNSPECIFIED, ""
         path = Path(card.root)
         try:
             check_name(card.name)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.support.adapter_files import write_adapter
+from tests.support.wait import eventually
 
 from vllm_proxy.common.errors import (
     AdapterExists,
@@ -18,8 +19,16 @@ from vllm_proxy.common.errors import (
     RequestTimeout,
 )
 from vllm_proxy.common.settings import LoraPreload
-from vllm_proxy.engine_host.engines.base import AdapterLimits
-from vllm_proxy.engine_host.lora.registry import DECLARED, NATIVE, PRELOAD, RESOLVED, AdapterPolicy, AdapterRegistry
+from vllm_proxy.engine_host.engines.base import AdapterLimits, ModelCard
+from vllm_proxy.engine_host.lora.registry import (
+    DECLARED,
+    NATIVE,
+    PRELOAD,
+    RESOLVED,
+    UNSPECIFIED,
+    AdapterPolicy,
+    AdapterRegistry,
+)
 
 
 class FakeEngine:
@@ -257,3 +266,74 @@ async def _settled(condition: Any) -> None:
             await asyncio.sleep(0.001)
         while not condition():  # noqa: ASYNC110 (nothing to wait on)
             await asyncio.sleep(0.001)
+
+
+def card(setup: Setup, name: str, folder: str = "") -> ModelCard:
+    return ModelCard(name, b"{}", base="base", root=str(setup.root / (folder or f"adapters/{name}")))
+
+
+async def _settle(setup: Setup, names: list[str]) -> None:
+    await eventually(lambda: setup.names == names, f"{names} known")
+
+
+class TestObserved:
+    """Engines that others reach too."""
+
+    async def test_what_is_loaded_later_is_native_and_can_be_loaded_again(self, tmp_path: Path) -> None:
+        setup = Setup(tmp_path)
+        setup.registry.observe([])
+        setup.registry.observe([card(setup, "a")])
+        await _settle(setup, ["a"])
+        [adapter] = setup.registry.adapters()
+        assert (adapter.origin, adapter.path, adapter.base) == (NATIVE, setup.a, "base") and adapter.digest
+        assert setup.engine.loads == [] and setup.changes == 1
+
+    async def test_what_was_there_before_is_nobodys_to_load_again(self, tmp_path: Path) -> None:
+        setup = Setup(tmp_path)
+        setup.registry.observe([card(setup, "a")])
+        await _settle(setup, ["a"])
+        assert setup.registry.adapters()[0].origin == UNSPECIFIED
+
+    async def test_what_lies_elsewhere_is_routed_but_not_loaded_again(self, tmp_path: Path) -> None:
+        setup = Setup(tmp_path)
+        setup.registry.observe([])
+        setup.registry.observe([card(setup, "x", "elsewhere/x")])
+        await _settle(setup, ["x"])
+        [adapter] = setup.registry.adapters()
+        assert (adapter.origin, adapter.digest) == (UNSPECIFIED, "")
+
+    async def test_what_vanishes_was_withdrawn_unless_the_engine_is_new(self, tmp_path: Path) -> None:
+        setup = Setup(tmp_path)
+        setup.registry.observe([])
+        await setup.load("a")
+        await setup.load("b")
+        setup.registry.observe([card(setup, "b")])
+        assert (setup.names, setup.registry.take_withdrawn()) == (["b"], ["a"])
+        setup.registry.engine_is_new()
+        setup.registry.observe([])
+        assert (setup.names, setup.registry.take_withdrawn()) == ([], [])
+
+    async def test_what_the_host_is_changing_is_left_alone(self, tmp_path: Path) -> None:
+        setup = Setup(tmp_path)
+        setup.registry.observe([])
+        setup.engine.gate.clear()
+        loading = asyncio.create_task(setup.load("a"))
+        await asyncio.sleep(0)
+        setup.registry.observe([card(setup, "a")])
+        setup.engine.gate.set()
+        assert (await loading).origin == DECLARED and setup.names == ["a"]
+
+    async def test_a_preloaded_one_that_is_there_is_not_loaded_again(self, tmp_path: Path) -> None:
+        preload = (LoraPreload(name="a", path=tmp_path / "adapters/a"),)
+        setup = Setup(tmp_path, preload=preload)
+        setup.registry.observe([card(setup, "a")])
+        await setup.registry.preload()
+        await _settle(setup, ["a"])
+        assert setup.registry.adapters()[0].origin == PRELOAD and setup.engine.loads == []
+
+    async def test_what_was_unloaded_is_withheld(self, tmp_path: Path) -> None:
+        setup = Setup(tmp_path)
+        write_adapter(setup.cache / "c")
+        assert await setup.registry.resolve("c") and not setup.registry.withholds("c")
+        await setup.registry.unload("c")
+        assert setup.registry.withholds("c")

@@ -31,17 +31,17 @@ class PidRecord:
     @property
     def is_alive(self) -> bool:
         """Whether the process lives and is no later one of the same id."""
-        fields = _stat(self.pid)
+        fields = process_stat(self.pid)
         return fields is not None and fields[0] not in "ZX" and int(fields[19]) == self.start_ticks
 
     def group(self) -> list[int]:
         """The processes of its group, itself included. Empty also if the id is that of a stranger by now."""
-        leader = _stat(self.pid)
+        leader = process_stat(self.pid)
         if leader is not None and int(leader[19]) != self.start_ticks:
             return []
         members = []
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
+            if entry.name.isdigit() and (fields := process_stat(int(entry.name))) is not None:
                 later = int(fields[19]) >= self.start_ticks
                 if int(fields[2]) == self.pid and later and fields[0] not in "ZX":
                     members.append(int(entry.name))
@@ -73,7 +73,7 @@ class PidRecord:
 
 def record_of(pid: int, command_digest: str) -> PidRecord | None:
     """None if there is no such process."""
-    fields = _stat(pid)
+    fields = process_stat(pid)
     return PidRecord(pid, int(fields[19]), command_digest) if fields is not None else None
 
 
@@ -86,7 +86,7 @@ def read(path: Path) -> PidRecord | None:
         return None
 
 
-def _stat(pid: int) -> list[str] | None:
+def process_stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat from the third (state) on; a command's name may hold spaces and brackets."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
