@@ -10,6 +10,8 @@ import pytest
 from tests.engine.columns import BASE
 from tests.engine.running import EngineClient, voice
 
+#: Enough to hear who speaks.
+TOKENS = 12
 SPEAKERS = {BASE: "base", "pirate": "pirate", "robot": "robot"}
 
 
@@ -72,7 +74,7 @@ async def test_nobody_speaks_in_another_voice_after_loads_and_unloads(voices: En
 
     async def ask(number: int, model: str) -> tuple[str, str]:
         asking = voices.chat_stream if number % 2 else voices.chat
-        return SPEAKERS[model], voice(await asking(model))
+        return SPEAKERS[model], voice(await asking(model, max_tokens=TOKENS))
 
     models = [*SPEAKERS] * (voices.engine.column.mixed_answers // len(SPEAKERS))
     random.Random(0).shuffle(models)
@@ -95,5 +97,5 @@ async def test_more_adapters_at_once_than_slots_and_than_memory(voices: EngineCl
         assert answer.status_code == 200
     speakers = {**SPEAKERS, "copy-0": "pirate", "copy-1": "robot", "copy-2": "pirate"}
     models = list(speakers) * (voices.engine.column.mixed_answers // 16)
-    answers = await asyncio.gather(*(voices.chat(model) for model in models))
+    answers = await asyncio.gather(*(voices.chat(model, max_tokens=TOKENS) for model in models))
     assert [voice(answer) for answer in answers] == [speakers[model] for model in models]

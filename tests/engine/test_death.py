@@ -6,6 +6,7 @@ Last in its column, since it kills the engine that the column's tests share. (A 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -27,22 +28,25 @@ async def test_kill_9_of_the_engine(engine: RunningEngine, engines: Engines) -> 
         await _host_ends_with_it(engine)
     else:
         assert engine.process.running
+        away = await eventually(lambda: _lines(engine, "engine away"), "the host notices", TOLD_S)
         await eventually(lambda: engine.state == "SERVING", "the engine back", START_DEADLINE_S)
         async with httpx.AsyncClient(base_url=engine.url, timeout=60) as http:
             assert voice(await EngineClient(engine, http).chat(BASE)) == "base"
     if engine.column.launch_mode == "cli":
         assert not set(victims) & set(engine.engine_pids())
-        [away] = [line for line in engine.process.log_lines() if line["event"] == "engine away"]
-        assert "signal 9" in away["detail"]
+        assert len(away) == 1 and "signal 9" in away[0]["detail"]
 
 
 async def _host_ends_with_it(engine: RunningEngine) -> None:
     """Its supervisor starts both again."""
     assert await asyncio.to_thread(engine.process.wait_ended, 30) == 1
-    lines = engine.process.log_lines()
-    [died] = [line for line in lines if line["event"] == "engine died"]
+    [died] = _lines(engine, "engine died")
     assert "'s engine died" in died["detail"]
     await eventually(lambda: engine.engine_pids() == [], "no process of the engine")
     # The host's own log stayed JSON, the engine's went to its file.
-    assert [line for line in lines if "time" not in line] == []
+    assert [line for line in engine.process.log_lines() if "time" not in line] == []
     assert engine.column.core_log in engine.log_file.read_text()
+
+
+def _lines(engine: RunningEngine, event: str) -> list[dict[str, Any]]:
+    return [line for line in engine.process.log_lines() if line["event"] == event]

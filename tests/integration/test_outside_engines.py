@@ -360,7 +360,7 @@ class TestAttached:
         assert "simulated by ours" in (await cluster.client(model="ours").stream(max_tokens=2)).text
         # Other weights in the same folder: what the engine cached under that name and path must not be used.
         write_adapter(cluster.root / "adapters/ours", fill=1.0)
-        answer = await admin.request("POST", "/admin/load-lora-adapter", body)
+        answer = await admin.request("POST", "/admin/load-lora-adapter", {**body, "load_inplace": True})
         assert answer.status == 400 and "prefix cache" in answer.error["message"]
         answer = await admin.request("POST", "/admin/unload-lora-adapter", {"lora_name": "ours"})
         assert answer.status == 200, answer.body
