@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run start stop restart status logs check-config install test check format unit integration engine \
-        protos protos-check demo-model demo-lora bench bench-admission chaos-admission clean
+        docs protos protos-check demo-model demo-lora bench bench-admission chaos-admission clean
 MAKEFLAGS += --no-print-directory
 
 #: Settings: make run CONFIG=other/config.yaml MODEL=Qwen/Qwen3-0.6B
@@ -82,6 +82,10 @@ format: ## Formats and fixes what ruff can
 	@scripts/install.sh dev
 	@$(GATEWAY) -m ruff format .
 	@$(GATEWAY) -m ruff check --fix .
+
+docs: ## Generates docs/CONFIGURATION.md from the settings
+	@scripts/install.sh dev
+	@$(GATEWAY) -m scripts.config_reference
 
 protos: ## Generates services/vllm_proxy/api from protos/
 	@scripts/install.sh dev
