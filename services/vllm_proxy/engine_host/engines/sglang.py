@@ -252,8 +252,8 @@ class SglangEngine:
             async with aclosing(self._manager.generate_request(request)) as outputs:
                 async for output in outputs:
                     finish = output["meta_info"]["finish_reason"] or {}
-                    if finish.get("type") == "abort" and finish.get("status_code") == 400:
-                        raise InvalidRequest(finish.get("message"))
+                    if finish.get("type") == "abort" and (status := finish.get("status_code")):
+                        raise (InvalidRequest if status < 500 else EngineDied)(finish.get("message"))
                     text, ids = output["text"], list(output["output_ids"])
                     if not self._manager.incremental_streaming_output:
                         text, said = text[said:], len(text)

@@ -13,7 +13,16 @@ from typing import Any
 import orjson
 
 from vllm_proxy.common.errors import InvalidRequest, ModelNotFound, ServiceError
-from vllm_proxy.engine_host.engines.base import AsgiApp, ModelCard, Receive, Scope, Send, current_meter
+from vllm_proxy.engine_host.engines.base import (
+    AsgiApp,
+    EngineDied,
+    Message,
+    ModelCard,
+    Receive,
+    Scope,
+    Send,
+    current_meter,
+)
 from vllm_proxy.engine_host.engines.sglang_lora import SglangAdapters
 from vllm_proxy.engine_host.engines.sglang_usage import EngineCall, Metering, request_calls
 
@@ -89,17 +98,28 @@ def _error_response(error: ServiceError) -> Any:
 
 
 def ending_requests(app: AsgiApp, metering: Metering) -> AsgiApp:
-    """`app`, which returns when nothing of a request is left in the engine and its tokens are counted."""
+    """`app`, which returns when nothing of a request is left in the engine and its tokens are counted. Raises
+    EngineDied, and lets nothing more out, for what ran when the engine died: how that is told is the host's."""
 
     async def ending(scope: Scope, receive: Receive, send: Send) -> None:
         calls: list[EngineCall] = []
         token = request_calls.set(calls)
+        complete = False
+
+        async def sending(message: Message) -> None:
+            nonlocal complete
+            if not metering.dead:
+                await send(message)
+                complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
         try:
-            await app(scope, receive, send)
+            await app(scope, receive, sending)
         finally:
             request_calls.reset(token)
-            if calls:
+            if calls and not metering.dead:
                 await metering.settle(calls)
+        if calls and metering.dead and not complete:
+            raise EngineDied("the engine died while it answered")
 
     return ending
 

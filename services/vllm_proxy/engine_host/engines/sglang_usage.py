@@ -92,6 +92,7 @@ class Metering:
         #: Request id in the engine -> its call, its prompt's number, whether its tokens are a completion.
         self._requests: dict[str, tuple[EngineCall, int, bool]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.dead = False
         self._generate = manager.generate_request
         self._init_state = manager._init_req_state
         self._handle_output = manager._handle_batch_output
@@ -111,9 +112,10 @@ class Metering:
                         await self._gone(call)
 
     def fail_all(self, message: str) -> None:
-        """Ends every request with an error, as if the engine had: it never will."""
+        """Ends every request with an error, as if the engine had: it is dead and never will."""
         from sglang.srt.managers.io_struct import AbortReq
 
+        self.dead = True
         reason = {"type": "abort", "status_code": 503, "message": message}
         for rid in list(self._manager.rid_to_state):
             self._manager._handle_abort_req(AbortReq(rid=rid, finished_reason=reason))
