@@ -1,7 +1,7 @@
 # vLLM Proxy. `make help` lists what can be done; README.md says what it is.
 
 .DEFAULT_GOAL := help
-.PHONY: help run start stop restart status logs check-config install test check format unit integration engine \
+.PHONY: help run start stop restart status logs check-config install test parity check format unit integration engine \
         docs protos protos-check demo-model demo-lora bench bench-admission chaos-admission clean
 MAKEFLAGS += --no-print-directory
 
@@ -77,6 +77,11 @@ test: ## Everything that needs no GPU: make check, then integration tests and th
 	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
 	@scripts/phase.sh "engine tests (the real vLLM and SGLang)" $(GATEWAY) -m pytest -q tests/engine
 	@scripts/phase.sh "system tests (all services on the real vLLM)" $(GATEWAY) -m pytest -q tests/system
+	@scripts/phase.sh "parity with vLLM's own server" $(GATEWAY) -m pytest -q tests/parity
+
+parity: demo-lora ## Compares the gateway with vLLM's own server, answer by answer
+	@scripts/install.sh dev
+	@scripts/phase.sh "parity with vLLM's own server" $(GATEWAY) -m pytest -q tests/parity
 
 format: ## Formats and fixes what ruff can
 	@scripts/install.sh dev

@@ -300,9 +300,9 @@ class Exchange:
         after_s = self._context.config.sse_keepalive_s
         if not after_s or self._host_done or self._client_done:
             return
-        if self._last_data is not self._heard or not self._spoke_at:
+        if self._last_data is not self._heard:
             self._heard, self._spoke_at = self._last_data, now
-        if now - self._spoke_at < after_s:
+        if now - (self._spoke_at or self._sent_at) < after_s:
             return
         if self._head is not None and dict(self._head[1]).get(b"content-type", b"").startswith(EVENT_STREAM):
             self._open()  # From here on the request belongs to its host.
