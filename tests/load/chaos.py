@@ -39,7 +39,7 @@ from tests.support.valkey import Valkey
 from tests.support.wait import eventually
 
 PREFIX = "chaos"
-QPS, CONCURRENT, TOKENS_PER_MINUTE, QUOTA = 4, 6, 3_000, 3_000
+QPS, CONCURRENT, TOKENS_PER_MINUTE, QUOTA = 4, 6, 1_200, 1_200
 LEASE_TTL_S = 6
 #: No request takes so long, whatever is killed.
 HUNG_AFTER_S = 60.0
@@ -118,6 +118,7 @@ class Chaos:
         self.received: dict[str, int] = {}
         self.orphans: set[str] = set()
         self.killed_at_ms: dict[int, int] = {}
+        self._next: list[str] = []
         self._stop = False
 
     async def run(self) -> Report:
@@ -162,7 +163,10 @@ class Chaos:
 
     async def _kill_one(self, valkey: Valkey | None) -> None:
         cluster, choose = self.cluster, self.random.choice
-        kind = choose(["auth", "edge", "host", *(["redis"] if valkey else [])])
+        if not self._next:  # each kind once before any comes again
+            self._next = ["auth", "edge", "host", *(["redis"] if valkey else [])]
+            self.random.shuffle(self._next)
+        kind = self._next.pop()
         self.report.kills[kind] += 1
         pause_s = self.random.uniform(0.0, 0.5)
         if kind == "redis":

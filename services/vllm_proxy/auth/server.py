@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 
@@ -53,6 +54,9 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         if config.redis_url:  # the file may have changed while this replica stood by
             declared = _declared_keys(config)
         admission = restored(config, declared, metrics, clock, store)
+        # Keys and accounts stay: a million of them need not be looked at again and again.
+        gc.collect()
+        gc.freeze()
         audit = AuditLog(store, clock, config.audit_retention_days)
         keys = KeyAdministration(admission, store, audit, clock, config.api_keys_file, config.rotation_overlap_ms)
         servicer = AuthServicer(admission, store, keys, audit, clock, config.api_keys_file, metrics)
