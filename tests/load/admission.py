@@ -56,6 +56,7 @@ BATCH = 64
 WINDOW = 16
 PROMPT, CACHED, COMPLETION = 120, 20, 80
 QUOTA = 10**13
+KEYS_PER_USER = 10
 OWNER = "edge-1"
 
 
@@ -80,12 +81,14 @@ class Case:
         self.config = config
         self.digests = [digest(number) for number in range(keys)]
         before = _rss_bytes()
-        ring = KeyRing([ApiKey(d, "", f"user-{number}", quota=QUOTA) for number, d in enumerate(self.digests)])
+        ring = KeyRing(
+            [ApiKey(d, "", f"user-{number // KEYS_PER_USER}", quota=QUOTA) for number, d in enumerate(self.digests)]
+        )
         self.admission = Admission(config, ring, self.metrics, self.clock)
         for key in ring:
             self.admission.account_of(key)
         self.bytes_per_key = (_rss_bytes() - before) / keys
-        self.admission.owner_connected(OWNER)
+        self.admission.book.owner_connected(OWNER)
         self.store: Store
         self.server_pid = 0
 
@@ -98,7 +101,7 @@ class Case:
             for _ in range(len(running)):
                 usage = Usage(PROMPT, CACHED, COMPLETION)
                 settled = Settlement(running.popleft(), 1, Source.EDGE, Outcome.FINISHED, usage, "m", "host-1")
-                records += admission.settle(settled).records
+                records += admission.book.settle(settled).records
             if number * BATCH < pairs:
                 for _ in range(BATCH):
                     ask = Ask(draw(self.digests), Operation.INFERENCE, OWNER, "req-0123456789abcdef", "m", 100, 128, 1)
@@ -189,7 +192,7 @@ async def sqlite_store(case: Case, folder: Path) -> Store:
     # Every key has used something before.
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.executemany("INSERT INTO balances VALUES (?,1,0,1,1,2,1)", ((d,) for d in sorted(case.digests)))
-        users = sorted(f"user-{number}" for number in range(case.count))
+        users = sorted(f"user-{number}" for number in range(case.count // KEYS_PER_USER))
         db.executemany("INSERT INTO user_balances VALUES (?,1,0,1,1,2,1)", ((user,) for user in users))
     return opened()
 
@@ -201,7 +204,7 @@ async def redis_store(case: Case, valkey: Valkey) -> Store:
     for begin in range(0, case.count, 10_000):
         some = range(begin, min(begin + 10_000, case.count))
         client.hset(keys["balances"], mapping={case.digests[number]: sums for number in some})
-        client.hset(keys["users"], mapping={f"user-{number}": sums for number in some})
+        client.hset(keys["users"], mapping={f"user-{number // KEYS_PER_USER}": sums for number in some})
     case.server_pid = valkey.pid
     return await RedisStore.open(case.config, case.metrics, lambda: (0, 0, 0))
 
