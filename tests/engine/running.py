@@ -112,6 +112,12 @@ class RunningEngine:
         except OSError:
             return ""
 
+    @property
+    def native_url(self) -> str:
+        """The engine's own server: in its process, or opened by the host."""
+        opened = [line["port"] for line in self.process.log_lines() if line["event"] == "native port open"]
+        return f"http://127.0.0.1:{self.engine_port or opened[-1]}"
+
     def ask_now(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)

@@ -33,7 +33,6 @@ TOLD_S = 2.0
 NOTICED_S = 5.0
 IN_TRANSIT_TOKENS = 50
 BASE_CONFIG = {
-    "edge": {"capacity_wait_s": 1},
     "engine_http": {"poll_s": 0.2},
     "engine_process": {"restart_min_s": 0.2, "stop_timeout_s": 5},
 }
@@ -266,6 +265,7 @@ class TestAttached:
         return start_cluster(
             {
                 **BASE_CONFIG,
+                "edge": {"capacity_wait_s": 1},
                 "engine_hosts": {
                     "vllm": {"engine": "vllm", "launch_mode": "attached", "url": f"http://127.0.0.1:{engine.port}"},
                     "second": {"engine": "vllm", "launch_mode": "cli", "port": free_port()},

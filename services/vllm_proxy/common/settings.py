@@ -232,6 +232,8 @@ class Edge(Section):
     """How long a request waits for the auth service, its restart included."""
     capacity_wait_s: Annotated[float, Field(ge=0)] = 5
     """How long a request waits for an engine host when none is there, before 503."""
+    retry_wait_s: Annotated[float, Field(ge=0)] = 1
+    """The same for one whose host failed before anything was answered, before 502."""
     drain_timeout_s: PositiveSeconds = 30
     """How long running requests may take to end at a stop."""
     drain_notice_s: Annotated[float, Field(ge=0)] = 0

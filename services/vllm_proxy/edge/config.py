@@ -27,6 +27,7 @@ class EdgeConfig:
     response_window_bytes: int
     admission_timeout_s: float
     capacity_wait_s: float
+    retry_wait_s: float
     drain_timeout_s: float
     drain_notice_s: float
     keep_alive_timeout_s: float
@@ -64,6 +65,7 @@ class EdgeConfig:
             response_window_bytes=edge.response_window_bytes,
             admission_timeout_s=edge.admission_timeout_s,
             capacity_wait_s=edge.capacity_wait_s,
+            retry_wait_s=edge.retry_wait_s,
             drain_timeout_s=edge.drain_timeout_s,
             drain_notice_s=edge.drain_notice_s,
             keep_alive_timeout_s=edge.keep_alive_timeout_s,

@@ -338,7 +338,7 @@ class Exchange:
     async def _wait_for_host(self) -> None:
         config, hosts = self._context.config, self._context.hosts
         try:
-            async with asyncio.timeout(config.capacity_wait_s):
+            async with asyncio.timeout(config.retry_wait_s if self._last_error else config.capacity_wait_s):
                 while not self._try_start():
                     await hosts.wait_changed()
         except TimeoutError:

@@ -232,6 +232,16 @@ async def test_no_host_in_time_is_503() -> None:
     assert settled(bench)[0] == auth_pb2.OUTCOME_NOT_SENT
 
 
+async def test_a_host_that_failed_and_no_other_in_time_is_502() -> None:
+    bench = Bench("a", retry_wait_s=0.001)
+    bench.exchange.begin()
+    bench.sessions[0].connected = False
+    bench.exchange.lost()
+    await eventually(lambda: bench.client.complete)
+    assert bench.client.status == 502
+    assert settled(bench)[0] == auth_pb2.OUTCOME_FAILED
+
+
 async def test_client_that_leaves_while_a_host_is_waited_for() -> None:
     bench = Bench()
     bench.exchange.begin()
