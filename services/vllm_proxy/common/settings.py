@@ -345,7 +345,9 @@ class EngineHttp(Section):
     poll_s: PositiveSeconds = 1.0
     """How often it asks for the engine's health, models and load."""
     answer_timeout_s: PositiveSeconds = 5.0
-    """An engine that does not answer that for so long is away."""
+    """How long each of these answers may take."""
+    silence_s: PositiveSeconds = 30.0
+    """An engine that takes connections and answers nothing for so long is away. One that takes none is so at once."""
     connect_timeout_s: PositiveSeconds = 5.0
     max_connections: PositiveInt = 4096
     """Requests that the engine is sent at once; more wait."""

@@ -4,15 +4,18 @@ since others load adapters there and start and stop it."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
+from vllm_proxy.common.settings import EngineHttp
 from vllm_proxy.engine_host.engines.base import EngineDied, EngineLoad, ModelCard
 from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
-from vllm_proxy.engine_host.engines.http_pool import HttpPool
+from vllm_proxy.engine_host.engines.http_pool import EngineSilent, HttpPool
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +29,16 @@ class EngineWatch:
     `on_models` is called with the rows of the engine's `/v1/models`, base models first, after each look at it.
     """
 
-    def __init__(self, pool: HttpPool, dialect: HttpDialect, interval_s: float, on_models: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        pool: HttpPool,
+        dialect: HttpDialect,
+        settings: EngineHttp,
+        on_models: Callable[[Sequence[ModelCard]], None],
+    ) -> None:
         self._pool = pool
         self._dialect = dialect
-        self._interval_s = interval_s
+        self._settings = settings
         self._on_models = on_models
         self._poked = asyncio.Event()
         self._looking = asyncio.Lock()
@@ -43,15 +52,20 @@ class EngineWatch:
         self._poked.set()
 
     async def run(self) -> None:
+        heard_at = time.monotonic()
         while True:
             self._poked.clear()
-            await self.check()
-            await self.look()
             try:
-                async with asyncio.timeout(self._interval_s):
+                await self.check()
+                await self.look()
+                heard_at = time.monotonic()
+            except EngineSilent:
+                # What runs in a busy engine must not be given up for a late answer.
+                if time.monotonic() - heard_at > self._settings.silence_s:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
                     await self._poked.wait()
-            except TimeoutError:
-                pass
 
     async def check(self) -> None:
         """Raises EngineDied unless the engine says that it is healthy."""

@@ -190,7 +190,7 @@ class HttpAdapters:
         """Without a time limit of its own: whoever asked has one."""
         try:
             async with self._pool.request(
-                "POST", path, headers={"Content-Type": "application/json"}, body=orjson.dumps(content)
+                "POST", path, headers={"Content-Type": "application/json"}, body=orjson.dumps(content), own=True
             ) as response:
                 return response.status, await response.read()
         except EngineDied as e:

@@ -22,22 +22,29 @@ _STALE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 _READ_BUFFER_BYTES = 128 * 1024
 
 
+class EngineSilent(EngineDied):
+    """It took a question and did not answer in time: busy, or stuck."""
+
+
 class HttpPool:
-    """Open it in the event loop that uses it."""
+    """Open it in the event loop that uses it. Questions of the host's own never wait behind clients' requests."""
 
     def __init__(self, url: str, api_key: str | None, settings: EngineHttp) -> None:
         self.url = url
         self._base = URL(url)
         self._settings = settings
         self._key_header = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._session: aiohttp.ClientSession | None = None
+        self._clients: aiohttp.ClientSession | None = None
+        self._own: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
+        self._clients = self._open(self._settings.max_connections)
+        self._own = self._open(0)
+
+    def _open(self, limit: int) -> aiohttp.ClientSession:
         settings = self._settings
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=settings.max_connections, keepalive_timeout=settings.idle_connection_s, use_dns_cache=True
-            ),
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=settings.idle_connection_s),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -47,21 +54,31 @@ class HttpPool:
         )
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._clients, self._own):
+            if session is not None:
+                await session.close()
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, *, query: str = "", headers: dict[str, str] | None = None, body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        *,
+        query: str = "",
+        headers: dict[str, str] | None = None,
+        body: bytes = b"",
+        own: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer's head has come. Left early, the connection is closed, and so the engine stops."""
-        assert self._session is not None, "open"
+        """The answer's head has come. Left early, the connection is closed, and so the engine stops. `own`: not for a
+        client."""
+        session = self._own if own else self._clients
+        assert session is not None, "open"
         url = self._base.joinpath(path.lstrip("/"), encoded=True)
         if query:
             url = URL(f"{url}?{query}", encoded=True)
         for attempt in (1, 2):
             try:
-                response = await self._session.request(
+                response = await session.request(
                     method,
                     url,
                     data=body or None,
@@ -84,17 +101,17 @@ class HttpPool:
             response.release()
 
     async def ask(self, method: str, path: str, content: Any = None) -> tuple[int, bytes]:
-        """A whole answer within `answer_timeout_s`. Raises EngineDied."""
+        """A whole answer within `answer_timeout_s`. Raises EngineDied, EngineSilent."""
         headers = {"Content-Type": "application/json"} if content is not None else {}
         body = orjson.dumps(content) if content is not None else b""
         try:
             async with (
                 asyncio.timeout(self._settings.answer_timeout_s),
-                self.request(method, path, headers=headers, body=body) as response,
+                self.request(method, path, headers=headers, body=body, own=True) as response,
             ):
                 return response.status, await response.read()
         except TimeoutError:
-            raise EngineDied(f"{self.url} does not answer within {self._settings.answer_timeout_s:g} s") from None
+            raise EngineSilent(f"{self.url} does not answer within {self._settings.answer_timeout_s:g} s") from None
 
     def _away(self, error: BaseException) -> str:
         why = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else str(error)

@@ -63,7 +63,7 @@ class HttpEngine:
         self._command = self._read_command() if section.launch_mode == "cli" else None
         self._output = EngineOutput(section.log_file, settings.logs.max_bytes, settings.logs.backups)
         self._pool = HttpPool(self._url(), self._api_key(), settings.engine_http)
-        self._watch = EngineWatch(self._pool, self._dialect, settings.engine_http.poll_s, self._models_seen)
+        self._watch = EngineWatch(self._pool, self._dialect, settings.engine_http, self._models_seen)
         links = (settings.run_dir / "adapters").absolute() if self._command is not None else None
         self._adapters = HttpAdapters(
             self._pool, self._dialect, self._watch, links, settings.engine_host.adapter_drain_timeout_s
@@ -100,9 +100,9 @@ class HttpEngine:
                 self._watch.check,
             )
             await self._process.start()
+            await self._begin()
         else:
-            await self._wait_there()
-        await self._begin()
+            await self._meet()
 
     async def stop(self) -> None:
         if self._watching is not None:
@@ -143,10 +143,9 @@ class HttpEngine:
         self._watch.forget()
         self._adapters.engine_is_new()
         if self._process is None:
-            await self._wait_there()
+            await self._meet()
         else:
             await self._restart(self._process)
-        await self._begin()
 
     async def _begin(self) -> None:
         """The engine is healthy: finds out what it is, and watches it."""
@@ -166,12 +165,13 @@ class HttpEngine:
             extra={"engine": self.kind, "version": version, "url": self._pool.url, "models": self.base_models()},
         )
 
-    async def _wait_there(self) -> None:
+    async def _meet(self) -> None:
+        """Waits until somebody else's engine is there."""
         said_at = float("-inf")
         while True:
             try:
                 await self._watch.check()
-                await self._watch.look()
+                await self._begin()
                 return
             except EngineDied as e:
                 if time.monotonic() - said_at > _WAITING_LINE_S:
@@ -196,6 +196,7 @@ class HttpEngine:
             pause_s = min(2 * pause_s, settings.restart_max_s)
             try:
                 await process.start()
+                await self._begin()
                 return
             except (EngineDied, ConfigError) as e:
                 log.error("engine start failed", extra={"detail": str(e)})
