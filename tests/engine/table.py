@@ -1,4 +1,4 @@
-"""What each column can, as a run of the tests saw it, written into docs/ENGINES.md between its two marks."""
+"""What each column can, as a run of the tests saw it, put into docs/ENGINES.md between two marks for each engine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-BEGIN = "<!-- engine table: written by pytest tests/engine --engine-table docs/ENGINES.md -->"
-END = "<!-- end of the engine table -->"
+BEGIN = "<!-- {kind}: written by pytest tests/engine --engine-table docs/ENGINES.md -->"
+END = "<!-- end of {kind} -->"
 
 
 class Table:
@@ -21,20 +21,25 @@ class Table:
         self._cells[row][column].append((outcome, reason))
 
     def write(self, path: Path) -> None:
-        """Replaces the table in a file that has both marks; otherwise writes the file anew."""
-        table = f"{BEGIN}\n{self.markdown()}{END}"
+        """Replaces the tables of the engines that were run in a file that has their marks; other files are written
+        anew."""
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        before, begun, rest = text.partition(BEGIN)
-        _, ended, after = rest.partition(END)
-        path.write_text(before + table + after if begun and ended else table + "\n", encoding="utf-8")
+        for kind in dict.fromkeys(column.partition("-")[0] for column in self._columns):
+            begin, end = BEGIN.format(kind=kind), END.format(kind=kind)
+            table = f"{begin}\n{self.markdown(kind)}{end}"
+            before, begun, rest = text.partition(begin)
+            _, ended, after = rest.partition(end)
+            text = before + table + after if begun and ended else text + table + "\n"
+        path.write_text(text, encoding="utf-8")
 
-    def markdown(self) -> str:
+    def markdown(self, kind: str) -> str:
+        columns = [column for column in self._columns if column.partition("-")[0] == kind]
         notes: list[str] = []
         lines = [
-            "| | " + " | ".join(self._columns) + " |",
-            "|---" * (len(self._columns) + 1) + "|",
+            "| | " + " | ".join(columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
             *(
-                f"| {row} | " + " | ".join(_cell(cells[column], notes) for column in self._columns) + " |"
+                f"| {row} | " + " | ".join(_cell(cells[column], notes) for column in columns) + " |"
                 for row, cells in self._cells.items()
             ),
         ]

@@ -66,6 +66,7 @@ class EngineHost:
         self._state: router_pb2.HostState = router_pb2.HOST_STATE_STARTING
         self._detail = "starting"
         self._stopping = False
+        self._was_draining = False
 
     # State.
 
@@ -108,12 +109,20 @@ class EngineHost:
         await self.in_flight.wait_empty(ABORT_GRACE_S)
 
     async def engine_away(self, cause: str) -> None:
-        """Fails everything that runs and refuses the rest until `serve`: the engine may come back."""
+        """Fails everything that runs and refuses the rest until `engine_back`: the engine may come back."""
         log.error("engine away", extra={"detail": cause, "in_flight": len(self.in_flight)})
+        self._was_draining = self._state == router_pb2.HOST_STATE_DRAINING
         self._change(router_pb2.HOST_STATE_STARTING, cause)
         self.in_flight.close(EngineFailed)
         self.in_flight.stop_all(auth_pb2.OUTCOME_FAILED, EngineFailed())
         await self.in_flight.wait_empty(ABORT_GRACE_S)
+
+    def engine_back(self) -> None:
+        """Lets requests in again, unless the host had been drained before its engine went away."""
+        if self._was_draining:
+            self.refuse_new()
+        else:
+            self.serve()
 
     def _change(self, state: router_pb2.HostState, detail: str) -> None:
         changed = state != self._state

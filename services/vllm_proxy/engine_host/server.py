@@ -150,7 +150,7 @@ class HostService:
                 return str(e)
             if self.engine.supports_lora:
                 await self.registry.preload()
-            self.host.serve()
+            self.host.engine_back()
             await self.rpc.set_serving(True)
 
     async def _drain(self) -> str | None:
