@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 
+import httpx
 import pytest
 from tests.engine.columns import BASE
 from tests.engine.running import EngineClient, voice
@@ -48,6 +50,35 @@ async def test_log_probabilities_of_two_choices(client: EngineClient) -> None:
     for choice in (choice for event in streamed for choice in event["choices"]):
         tokens[choice["index"]] += len((choice.get("logprobs") or {}).get("content") or ())
     assert tokens == [5, 5]
+
+
+@pytest.mark.row("streams are the engine's own, byte for byte")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}],
+    ids=["plain", "usage", "running-usage"],
+)
+async def test_a_stream_is_the_engines_own(client: EngineClient, options: dict[str, bool]) -> None:
+    more = {"stream": True, "max_tokens": 6}
+    body = client.chat_body(BASE, **more, **({"stream_options": options} if options else {}))
+    text = {"model": BASE, "prompt": ["One", "Two two"], "stream": True, "max_tokens": 4, "temperature": 0}
+    async with httpx.AsyncClient(base_url=client.engine.native_url, timeout=60) as native:
+        for path, asked in (("/v1/chat/completions", body), ("/v1/completions", text)):
+            through = await client.http.post(path, json=asked)
+            direct = await native.post(path, json=asked)
+            assert (through.status_code, direct.status_code) == (200, 200)
+            assert _by_choice(through.content) == _by_choice(direct.content)
+            assert through.headers["content-type"] == direct.headers["content-type"]
+
+
+def _by_choice(stream: bytes) -> dict[bytes, list[bytes]]:
+    """Events without id and time, by choice: choices of one batch interleave as they like."""
+    events: dict[bytes, list[bytes]] = {}
+    for event in stream.split(b"\n\n"):
+        same = re.sub(rb'"id":"[^"]*"|"created":\d+', b"", event)
+        choice = re.search(rb'"index":(\d+)', same)
+        events.setdefault(choice[1] if choice else b"", []).append(same)
+    return events
 
 
 @pytest.mark.row("JSON schema")

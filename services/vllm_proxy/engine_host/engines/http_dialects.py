@@ -38,8 +38,9 @@ class HttpDialect:
     #: Whether a name that was used for other weights from the same path may be loaded again from that path. Not so
     #: where the prefix cache is keyed by name and path.
     reloads_safely: bool
-    #: What stands for `,"usage":{...}` in a streamed chunk when nobody asks for usage.
-    no_usage: bytes
+    #: What stands for `,"usage":{...}` in a streamed chunk of a text completion when nobody asks for usage. In one of
+    #: a chat nothing does.
+    no_usage_in_text: bytes
     #: Whether the last chunk of a choice carries `system_fingerprint`, but only if nobody asks for usage.
     fingerprint_without_usage: bool
     #: Whether a chunk's running usage is that of its own choice, not of all choices.
@@ -84,7 +85,7 @@ VLLM = HttpDialect(
     load_lora_path="/v1/load_lora_adapter",
     unload_lora_path="/v1/unload_lora_adapter",
     reloads_safely=False,
-    no_usage=b"",
+    no_usage_in_text=b"",
     fingerprint_without_usage=True,
     usage_per_choice=True,
     token_ids_option="return_token_ids",
@@ -107,7 +108,7 @@ SGLANG = HttpDialect(
     load_lora_path="/load_lora_adapter",
     unload_lora_path="/unload_lora_adapter",
     reloads_safely=True,
-    no_usage=b',"usage":null',
+    no_usage_in_text=b',"usage":null',
     fingerprint_without_usage=False,
     usage_per_choice=True,
     token_ids_option="",

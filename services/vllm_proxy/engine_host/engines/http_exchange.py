@@ -35,7 +35,8 @@ _DROPPED = frozenset(
 )
 _EVENT_STREAM = "text/event-stream"
 #: The routes whose streams can be made to tell their usage as they go.
-_TELLING = frozenset({"/v1/chat/completions", "/v1/completions"})
+_TEXT = "/v1/completions"
+_TELLING = frozenset({"/v1/chat/completions", _TEXT})
 
 #: Holds a model while it is asked. Raises ModelNotFound, InvalidAdapter. `cancel` ends the request.
 UseModel = Callable[[str, Callable[[], Any]], AbstractAsyncContextManager[None]]
@@ -121,14 +122,14 @@ class HttpApp:
                 )
                 is_stream = response.headers.get("Content-Type", "").startswith(_EVENT_STREAM)
                 if is_stream and scope["path"] in _TELLING:
-                    await self._stream(response.content, request, meter, send)
+                    await self._stream(response.content, request, scope["path"] == _TEXT, meter, send)
                 else:
                     await _pass(response.content, meter, send)
         except Exception:
             self._on_trouble()
             raise
 
-    async def _stream(self, content: Any, request: EngineRequest, meter: UsageMeter, send: Send) -> None:
+    async def _stream(self, content: Any, request: EngineRequest, is_text: bool, meter: UsageMeter, send: Send) -> None:
         usage = StreamUsage(
             meter,
             self._dialect,
@@ -136,6 +137,7 @@ class HttpApp:
             hide_chunks=not request.wants_running_usage,
             hide_last=not request.wants_usage,
             choices=request.choices,
+            is_text=is_text,
         )
         ended = False
         while not ended:

@@ -46,6 +46,7 @@ class StreamUsage:
         "_hide_chunks",
         "_hide_last",
         "_meter",
+        "_no_usage",
         "_pending",
         "_prompts",
     )
@@ -59,14 +60,17 @@ class StreamUsage:
         hide_chunks: bool,
         hide_last: bool,
         choices: int = 1,
+        is_text: bool = False,
     ) -> None:
-        """`hide_chunks`: the client did not ask for continuous usage; `hide_last`: nor for any."""
+        """`is_text`: of a text completion, not of a chat. `hide_chunks`: the client did not ask for continuous usage;
+        `hide_last`: nor for any."""
         self._meter = meter
         self._dialect = dialect
         self._fingerprint = fingerprint
         self._hide_chunks = hide_chunks
         self._hide_last = hide_last
         self._choices = max(choices, 1)
+        self._no_usage = dialect.no_usage_in_text if is_text else b""
         self._pending = b""
         #: Events that wait for the fingerprint, which the engine tells at the end only.
         self._held: list[bytes] = []
@@ -120,7 +124,7 @@ class StreamUsage:
             if member is not None:
                 return event[:start] + member + event[end:]
         elif not self._held:
-            return event[:start] + self._dialect.no_usage + event[end:]
+            return event[:start] + self._no_usage + event[end:]
         self._held.append(event)
         return b""
 
@@ -140,7 +144,7 @@ class StreamUsage:
         start = event.rfind(_USAGE)
         if start < 0:
             return event
-        instead = member if _FINISHED in event else self._dialect.no_usage
+        instead = member if _FINISHED in event else self._no_usage
         return event[:start] + instead + event[object_end(event, start + len(_USAGE) - 1) :]
 
     def _count(self, event: bytes, usage: dict[str, int]) -> None:

@@ -55,6 +55,7 @@ def stream(
     hide_chunks: bool = True,
     hide_last: bool = True,
     choices: int = 1,
+    is_text: bool = False,
 ) -> StreamUsage:
     return StreamUsage(
         meter,
@@ -63,6 +64,7 @@ def stream(
         hide_chunks=hide_chunks,
         hide_last=hide_last,
         choices=choices,
+        is_text=is_text,
     )
 
 
@@ -121,10 +123,15 @@ def test_an_aborted_stream_is_counted_by_the_last_usage_of_each_choice() -> None
 
 
 def test_an_engine_that_writes_null_where_nobody_asked() -> None:
-    answer = stream(UsageMeter(), dialect=SGLANG)
+    answer = stream(UsageMeter(), dialect=SGLANG, is_text=True)
     null = b',"usage":null'
     sent = chunk(0, "a", member=usage(2, 1)) + chunk(0, "b", "stop", member=usage(2, 2)) + last(2, 2, member=b"") + DONE
     assert answer.feed(sent) == chunk(0, "a", member=null) + chunk(0, "b", "stop", member=null) + DONE
+
+
+def test_in_a_chat_it_writes_nothing() -> None:
+    answer = stream(UsageMeter(), dialect=SGLANG)
+    assert answer.feed(chunk(0, "a", member=usage(2, 1))) == chunk(0, "a")
 
 
 def test_an_engine_that_tells_usage_only_at_the_end() -> None:
