@@ -61,7 +61,8 @@ async def test_log_probabilities_of_two_choices(client: EngineClient) -> None:
 async def test_a_stream_is_the_engines_own(client: EngineClient, options: dict[str, bool]) -> None:
     more = {"stream": True, "max_tokens": 6}
     body = client.chat_body(BASE, **more, **({"stream_options": options} if options else {}))
-    text = {"model": BASE, "prompt": ["One", "Two two"], "stream": True, "max_tokens": 4, "temperature": 0}
+    prompts = {"model": BASE, "prompt": ["One", "Two two"], "stream": True, "max_tokens": 4, "temperature": 0}
+    text = {**prompts, **({"stream_options": options} if options else {})}
     async with httpx.AsyncClient(base_url=client.engine.native_url, timeout=60) as native:
         for path, asked in (("/v1/chat/completions", body), ("/v1/completions", text)):
             through = await client.http.post(path, json=asked)
