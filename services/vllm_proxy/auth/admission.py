@@ -21,6 +21,7 @@ from vllm_proxy.auth.lease import Lease, Operation
 from vllm_proxy.auth.lease_book import LeaseBook
 from vllm_proxy.auth.limiter import NS_PER_SECOND, Reservation
 from vllm_proxy.auth.metrics import AuthMetrics
+from vllm_proxy.auth.permission import not_allowed, too_many_response_tokens
 from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.prompt_estimate import PromptEstimates
 from vllm_proxy.auth.quota_period import Calendar
@@ -28,16 +29,7 @@ from vllm_proxy.auth.refusal import Refusal
 from vllm_proxy.auth.scope import Scope
 from vllm_proxy.auth.store import LeaseOpened, Record, StoredState
 from vllm_proxy.auth.wait_queue import Waiter, WaitQueue
-from vllm_proxy.common.errors import (
-    InvalidApiKey,
-    InvalidRequest,
-    KeyDisabled,
-    KeyExpired,
-    ModelNotAllowed,
-    PermissionDenied,
-    TooManyResponseTokens,
-)
-from vllm_proxy.common.model_patterns import patterns_of
+from vllm_proxy.common.errors import InvalidApiKey
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +47,7 @@ class Admission:
         self._estimates = PromptEstimates()
         self._ratios_stored_ns = clock.now_ns()
         self._accounts = Accounts(keys, config.policy, config.max_response_tokens, clock.now_ns())
+        self._unknown_classes: set[str] = set()
         self._lease_prefix = secrets.token_hex(8)
         self._lease_numbers = itertools.count(1)
         self.keys = keys
@@ -177,7 +170,7 @@ class Admission:
                     self._count(ask, decision)
                     decided(decision)
 
-                if waiter := self.waiting.add(ask, scope, refusal, self._priority(key), wait_ns, last_word):
+                if waiter := self.waiting.add(ask, key.digest, scope, refusal, self._priority(key), wait_ns, last_word):
                     return waiter
             if refusal is None:
                 # It may not wait, so it need not stand behind those who do.
@@ -210,7 +203,7 @@ class Admission:
             return Decision(Refusal(InvalidApiKey.reason, InvalidApiKey.default_message))
         decision = Decision(key_id=key.key_id, user=key.user)
         now_ms = self._clock.unix_ms()
-        decision.refusal = _not_allowed(key, ask, now_ms)
+        decision.refusal = not_allowed(key, ask, now_ms)
         if decision.refusal is not None:
             return decision
         if ask.operation is not Operation.INFERENCE:
@@ -226,7 +219,7 @@ class Admission:
         if response is None:
             response = choices * min(self._config.default_response_tokens, cap or self._config.default_response_tokens)
         elif cap is not None and response > cap * choices:
-            decision.refusal = _too_many_response_tokens(cap)
+            decision.refusal = too_many_response_tokens(cap)
             return decision
         estimate = ask.prompt_tokens
         if ask.prompt_bytes:
@@ -274,10 +267,15 @@ class Admission:
 
     def _priority(self, key: ApiKey) -> int:
         priority = key.rules.priority
-        if type(priority) is int:
+        if isinstance(priority, int):
             return priority
-        classes = self._config.priority_classes
-        return classes.get(priority or _DEFAULT_PRIORITY, classes[_DEFAULT_PRIORITY])  # type: ignore[arg-type]
+        number = self._config.priority_classes.get(priority or _DEFAULT_PRIORITY)
+        if number is None:
+            if priority not in self._unknown_classes:
+                self._unknown_classes.add(priority or "")
+                log.warning("a key names a priority class that is not configured", extra={"detail": priority})
+            return self._config.priority_classes[_DEFAULT_PRIORITY]
+        return number
 
     def _refused(self, ask: Ask, decision: Decision, refusal: Refusal) -> None:
         self._metrics.admissions[refusal.reason.lower(), refusal.limit_name] += 1
@@ -294,36 +292,3 @@ class Admission:
                 "detail": refusal.message,
             },
         )
-
-
-def _not_allowed(key: ApiKey, ask: Ask, now_ms: int) -> Refusal | None:
-    if not key.enabled:
-        return Refusal(KeyDisabled.reason, KeyDisabled.default_message)
-    if key.expires_at_ms is not None and now_ms >= key.expires_at_ms:
-        return Refusal(KeyExpired.reason, KeyExpired.default_message)
-    if key.is_default and not ask.client_is_local:
-        return Refusal(
-            InvalidApiKey.reason, "The published default API key is accepted from the gateway's own machine only."
-        )
-    if ask.operation is Operation.ADMIN and not key.is_admin:
-        return Refusal(PermissionDenied.reason, "This needs an API key of the user admin.")
-    if ask.operation is Operation.UNSPECIFIED:
-        return Refusal(InvalidRequest.reason, "The operation is not set.")
-    models = key.rules.models
-    if models is not None and ask.operation is Operation.INFERENCE and not ask.names_no_model:
-        if not ask.model:
-            # The engine would choose one.
-            return Refusal(
-                ModelNotAllowed.reason, "This API key may use certain models only: the request must name one."
-            )
-        if patterns_of(models).match(ask.model) is None:
-            return Refusal(ModelNotAllowed.reason, f"This API key may not use the model {ask.model!r}.")
-    return None
-
-
-def _too_many_response_tokens(cap: int) -> Refusal:
-    return Refusal(
-        TooManyResponseTokens.reason,
-        f"This API key may ask for at most {cap} tokens in one answer (max_tokens or max_completion_tokens).",
-        "max_response_tokens",
-    )

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 _COMMIT_BUCKETS_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25, 1.0)
 
-_ESTIMATE_BUCKETS = (-0.75, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 1.0, 3.0)
+_ESTIMATE_BUCKETS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 
 
 class AuthMetrics(Collector):
@@ -29,9 +29,9 @@ class AuthMetrics(Collector):
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.completion_tokens = 0
-        # Estimated prompts by how far they were off, and the sum of that.
+        # Estimated prompts by estimate over count, and the sum of that.
         self._estimates = [0] * (len(_ESTIMATE_BUCKETS) + 1)
-        self._estimate_errors = 0.0
+        self._estimate_sum = 0.0
         self.leases = Gauge("vllm_proxy_auth_open_leases", "Leases that are open.", registry=registry)
         self.waiting = Gauge("vllm_proxy_auth_waiting", "Admissions that wait for room.", registry=registry)
         self.keys = Gauge("vllm_proxy_auth_keys", "Keys in force.", registry=registry)
@@ -61,9 +61,9 @@ class AuthMetrics(Collector):
 
     def count_estimate(self, estimated: int, counted: int) -> None:
         """A prompt's tokens as they were estimated and as the engine counted them."""
-        error = (estimated - counted) / counted
-        self._estimates[bisect_left(_ESTIMATE_BUCKETS, error)] += 1
-        self._estimate_errors += error
+        ratio = estimated / counted
+        self._estimates[bisect_left(_ESTIMATE_BUCKETS, ratio)] += 1
+        self._estimate_sum += ratio
 
     def collect(self) -> Iterator[Metric]:
         """For the registry, in whatever thread scrapes it."""
@@ -96,10 +96,10 @@ class AuthMetrics(Collector):
 
     def _estimate_histogram(self) -> HistogramMetricFamily:
         family = HistogramMetricFamily(
-            "vllm_proxy_auth_prompt_estimate_error_ratio",
-            "Estimated prompt tokens over counted ones, less one: 0 is exact, -0.5 half, 1 twice as many.",
+            "vllm_proxy_auth_prompt_estimate_ratio",
+            "Estimated prompt tokens over those that the engine counted: 1 is exact, 2 twice as many.",
         )
         counts = list(itertools.accumulate(self._estimates))
         bounds = [*(f"{bound:g}" for bound in _ESTIMATE_BUCKETS), "+Inf"]
-        family.add_metric((), list(zip(bounds, counts, strict=True)), self._estimate_errors)
+        family.add_metric((), list(zip(bounds, counts, strict=True)), self._estimate_sum)
         return family

@@ -28,6 +28,8 @@ class Waiter:
     """`decided` is called once with the last word, unless it is cancelled."""
 
     ask: Ask
+    #: The key's, whichever of its secrets was used.
+    account: bytes
     priority: int
     deadline_ns: int
     decided: Callable[[Decision], None]
@@ -48,18 +50,18 @@ class Lane:
     def add(self, waiter: Waiter) -> None:
         waiter.lane = self
         keys = self._classes.setdefault(waiter.priority, {})
-        keys.setdefault(waiter.ask.key_sha256, {})[waiter] = None
+        keys.setdefault(waiter.account, {})[waiter] = None
 
     def remove(self, waiter: Waiter, *, had_its_turn: bool = False) -> None:
         waiter.lane = None
         keys = self._classes[waiter.priority]
-        digest = waiter.ask.key_sha256
-        waiters = keys[digest]
+        account = waiter.account
+        waiters = keys[account]
         del waiters[waiter]
         if had_its_turn or not waiters:
-            del keys[digest]
+            del keys[account]
         if waiters and had_its_turn:
-            keys[digest] = waiters
+            keys[account] = waiters
         if not keys:
             del self._classes[waiter.priority]
 
@@ -112,6 +114,7 @@ class WaitQueue:
     def add(
         self,
         ask: Ask,
+        account: bytes,
         scope: Scope,
         refusal: Refusal | None,
         priority: int,
@@ -119,12 +122,12 @@ class WaitQueue:
         decided: Callable[[Decision], None],
     ) -> Waiter | None:
         """Lets an ask wait for a scope; `refusal` is what that said, if it was asked. None if the queue is full."""
-        mine = self._by_key.get(ask.key_sha256, 0)
+        mine = self._by_key.get(account, 0)
         if self._waiting >= self._max_waiting or mine * _MAX_SHARE >= self._max_waiting:
             return None
-        waiter = Waiter(ask, priority, self._clock.now_ns() + wait_ns, decided)
+        waiter = Waiter(ask, account, priority, self._clock.now_ns() + wait_ns, decided)
         self._waiting += 1
-        self._by_key[ask.key_sha256] = mine + 1
+        self._by_key[account] = mine + 1
         self._park(waiter, scope, refusal)
         heapq.heappush(self._deadlines, (waiter.deadline_ns, next(self._numbers), waiter))
         self.on_due()
@@ -213,10 +216,10 @@ class WaitQueue:
             self._ready[lane] = None
         self._drop_if_empty(lane)
         self._waiting -= 1
-        digest = waiter.ask.key_sha256
-        self._by_key[digest] -= 1
-        if not self._by_key[digest]:
-            del self._by_key[digest]
+        account = waiter.account
+        self._by_key[account] -= 1
+        if not self._by_key[account]:
+            del self._by_key[account]
 
     def _drop_if_empty(self, lane: Lane) -> None:
         if not lane and self._lanes.get(lane.scope) is lane:

@@ -129,7 +129,7 @@ class InferenceEndpoint:
         request.key_id, request.user = answer.key_id, answer.user
         request.answer_headers += rate_limit_headers(answer)
         request.priority, request.reserved_tokens = answer.priority, answer.reserved_tokens
-        if answer.HasField("max_response_tokens") and request.route.limits and not body.response_tokens:
+        if answer.HasField("max_response_tokens") and _is_open_ended(request.route, body):
             try:
                 request.body = with_limit(request.body, request.route.limits[0], answer.max_response_tokens)
             except ServiceError:
@@ -159,6 +159,11 @@ class InferenceEndpoint:
         self._context.metrics.requests[request.route.name, model, status, reason] += 1
         duration_s = self._context.clock() - request.started_at
         log_request(request, status, duration_s, reason=reason, retry_after_s=retry_after_s)
+
+
+def _is_open_ended(route: EngineRoute, body: BodyPeek) -> bool:
+    """Whether an answer goes on for as long as the engine likes. Chat's engines may take 0 as not given."""
+    return bool(route.limits) and (body.response_tokens is None or (not body.response_tokens and len(route.limits) > 1))
 
 
 def _peek(request: RequestFacts) -> BodyPeek:
