@@ -103,7 +103,14 @@ COLUMNS: tuple[Column, ...] = (
     # At the engine that the host of the column before runs.
     Column("vllm", "attached", VLLM_CLI_COMMAND, ENGINE_PYTHON, VLLM_SECTION, load_is_known_within_s=ASKED_S),
     SGLANG,
-    replace(SGLANG, launch_mode="cli", start_cmd=SGLANG_CLI_COMMAND),
+    replace(
+        SGLANG,
+        launch_mode="cli",
+        start_cmd=SGLANG_CLI_COMMAND,
+        # Its figures of load are told every few steps.
+        load_is_known_within_s=6.0,
+        core="sglang.launch_server",
+    ),
 )
 
 _NO_COUNT = "an answer that is not streamed and is cut short tells no tokens: such a request is charged nothing"

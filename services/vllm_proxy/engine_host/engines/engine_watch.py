@@ -86,9 +86,13 @@ class EngineWatch:
 
     async def version(self) -> str:
         """Empty if the engine does not tell."""
-        status, body = await self._pool.ask("GET", self._dialect.version_path)
+        return await self.tell(self._dialect.version_path, "version")
+
+    async def tell(self, path: str, key: str) -> str:
+        """What the engine answers there under a key; empty if it does not tell."""
+        status, body = await self._pool.ask("GET", path)
         answer = _json(body) if status == 200 else None
-        return str(answer.get("version") or "") if isinstance(answer, dict) else ""
+        return str(answer.get(key) or "") if isinstance(answer, dict) else ""
 
     async def _look_at_models(self) -> None:
         status, body = await self._pool.ask("GET", "/v1/models")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_proxy.common.settings import EngineSection, Sglang, Vllm
-from vllm_proxy.engine_host.engines import sglang_command, vllm_command
+from vllm_proxy.engine_host.engines import sglang_command, sglang_process, vllm_command
 from vllm_proxy.engine_host.engines.vllm_process import engine_environment
 from vllm_proxy.engine_host.engines.vllm_worker import PLUGIN_VARIABLE
 
@@ -35,6 +35,10 @@ class HttpDialect:
     kv_usage_metric: str
     load_lora_path: str
     unload_lora_path: str
+    #: The field of a body that names an adapter, where `model` does not: the engine answers any name from the base.
+    adapter_field: str
+    #: Where the model's folder is asked for, in the key `model_path`. Empty: `/v1/models` has it.
+    model_info_path: str
     #: Whether a name that was used for other weights from the same path may be loaded again from that path. Not so
     #: where the prefix cache is keyed by name and path.
     reloads_safely: bool
@@ -84,6 +88,8 @@ VLLM = HttpDialect(
     kv_usage_metric="vllm:kv_cache_usage_perc",
     load_lora_path="/v1/load_lora_adapter",
     unload_lora_path="/v1/unload_lora_adapter",
+    adapter_field="",
+    model_info_path="",
     reloads_safely=False,
     no_usage_in_text=b"",
     fingerprint_without_usage=True,
@@ -107,6 +113,8 @@ SGLANG = HttpDialect(
     kv_usage_metric="sglang:token_usage",
     load_lora_path="/load_lora_adapter",
     unload_lora_path="/unload_lora_adapter",
+    adapter_field="lora_path",
+    model_info_path="/model_info",
     reloads_safely=True,
     no_usage_in_text=b',"usage":null',
     fingerprint_without_usage=False,
@@ -117,7 +125,7 @@ SGLANG = HttpDialect(
     max_rank_flag="--max-lora-rank",
     default_max_rank=0,
     lora_flags=_sglang_lora_flags,
-    environment=lambda section: section.extra_env,
+    environment=lambda section: {**sglang_process.DEFAULTS, **section.extra_env},
 )
 
 DIALECTS: Mapping[str, HttpDialect] = {dialect.kind: dialect for dialect in (VLLM, SGLANG)}

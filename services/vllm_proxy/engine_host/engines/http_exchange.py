@@ -19,7 +19,7 @@ from vllm_proxy.engine_host.engines.base import Receive, Scope, Send, UsageMeter
 from vllm_proxy.engine_host.engines.body_usage import BodyUsage
 from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
-from vllm_proxy.engine_host.engines.request_edit import EngineRequest, edit
+from vllm_proxy.engine_host.engines.request_edit import EngineRequest, edit, with_field
 from vllm_proxy.engine_host.engines.sse_usage import Fingerprint, StreamUsage
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ _EVENT_STREAM = "text/event-stream"
 _TEXT = "/v1/completions"
 _TELLING = frozenset({"/v1/chat/completions", _TEXT})
 
-#: Holds a model while it is asked. Raises ModelNotFound, InvalidAdapter. `cancel` ends the request.
-UseModel = Callable[[str, Callable[[], Any]], AbstractAsyncContextManager[None]]
+#: Holds a model while it is asked, and gives the adapter that the body must name besides, if any. Raises ModelNotFound,
+#: InvalidAdapter. `cancel` ends the request.
+UseModel = Callable[[str, Callable[[], Any]], AbstractAsyncContextManager[str]]
 
 
 class HttpApp:
@@ -81,8 +82,11 @@ class HttpApp:
             task.cancel()
 
         try:
-            async with self._use(request.model, cut):
-                await self._forward(scope, request, send)
+            option = self._dialect.adapter_field
+            if option and option in (request.fields or ()):
+                raise InvalidRequest(f"{option} is not supported here: name the adapter as model.")
+            async with self._use(request.model, cut) as adapter:
+                await self._forward(scope, with_field(request, option, adapter) if adapter else request, send)
         except (ModelNotFound, InvalidRequest) as e:
             if path not in _TELLING:
                 raise

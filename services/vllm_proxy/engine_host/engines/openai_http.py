@@ -36,6 +36,7 @@ from vllm_proxy.engine_host.engines.http_exchange import HttpApp
 from vllm_proxy.engine_host.engines.http_generate import generate
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
 from vllm_proxy.engine_host.engines.model_folder import linear_layers
+from vllm_proxy.engine_host.engines.sglang_command import adapter_of
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +233,8 @@ class HttpEngine:
         if self._command is not None:
             rank = min(rank, self._command.max_lora_rank or self._dialect.default_max_rank or rank)
         root = next((card.root for card in self._watch.cards if not card.base), "")
+        if self._dialect.model_info_path:
+            root = await self._watch.tell(self._dialect.model_info_path, "model_path")
         modules, shapes = await asyncio.to_thread(linear_layers, Path(root)) if root else (frozenset(), {})
         return AdapterLimits(max_rank=rank, target_modules=modules, shapes=shapes)
 
@@ -256,15 +259,20 @@ class HttpEngine:
     @contextlib.asynccontextmanager
     async def _use(self, model: str, cancel: Any) -> Any:
         """Asks the resolver for a name that the engine does not have, as vLLM asks its resolvers."""
-        if model and self.supports_lora and all(card.name != model for card in self._watch.cards):
-            try:
-                found = await self._resolve(model)
-            except ServiceError as e:
-                raise InvalidRequest(e.message) from None
-            if not found and self._book is not None and self._book.withholds(model):
-                raise ModelNotFound(f"The model `{model}` does not exist.")
-        async with self._adapters.use(model, cancel):
-            yield
+        names_adapters = bool(self._dialect.adapter_field)
+        name = adapter_of(model, self.base_models()[0]) or "" if names_adapters and model else model
+        if name and all(card.name != name for card in self._watch.cards):
+            found = False
+            if self.supports_lora:
+                try:
+                    found = await self._resolve(name)
+                except ServiceError as e:
+                    raise InvalidRequest(e.message) from None
+            # Where `model` names adapters, the engine says itself that there is none.
+            if not found and (names_adapters or (self._book is not None and self._book.withholds(name))):
+                raise ModelNotFound(f"The model `{name}` does not exist.")
+        async with self._adapters.use(name, cancel):
+            yield name if names_adapters else ""
 
     # LoRA.
 

@@ -6,7 +6,7 @@ The body is otherwise the client's, byte for byte: a second `stream_options` at 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -28,6 +28,19 @@ class EngineRequest:
     wants_running_usage: bool = False
     #: Answers to each prompt.
     choices: int = 1
+    #: The body's fields. None if it is no JSON object.
+    fields: frozenset[str] | None = None
+
+
+def with_field(request: EngineRequest, name: str, value: str) -> EngineRequest:
+    """The request with one more field, which wins over an earlier one of its name."""
+    fields, lenient = _read(request.body)
+    if lenient:
+        body = json.dumps({**fields, name: value}).encode()
+    else:
+        end = request.body.rindex(b"}")
+        body = b"%s,%s:%s}" % (request.body[:end], orjson.dumps(name), orjson.dumps(value))  # it has a model: not empty
+    return replace(request, body=body)
 
 
 def edit(body: bytes, *, tells_usage: bool = True) -> EngineRequest:
@@ -39,10 +52,10 @@ def edit(body: bytes, *, tells_usage: bool = True) -> EngineRequest:
     model = fields.get("model")
     name = model if isinstance(model, str) else ""
     if not tells_usage or not is_true(fields.get("stream")):
-        return EngineRequest(body, name)
+        return EngineRequest(body, name, fields=frozenset(fields))
     given = fields.get("stream_options")
     if given is not None and not isinstance(given, dict):
-        return EngineRequest(body, name)
+        return EngineRequest(body, name, fields=frozenset(fields))
     options = given or {}
     usage = is_true(options.get("include_usage"))
     running = usage and is_true(options.get("continuous_usage_stats"))
@@ -50,7 +63,7 @@ def edit(body: bytes, *, tells_usage: bool = True) -> EngineRequest:
     choices = n if isinstance(n, int) and n > 0 else 1
     if not (usage and running):
         body = _force(body, fields, lenient)
-    return EngineRequest(body, name, True, usage, running, choices)
+    return EngineRequest(body, name, True, usage, running, choices, frozenset(fields))
 
 
 def is_true(value: Any) -> bool:

@@ -32,8 +32,8 @@ from vllm_proxy.engine_host.engines.base import (
 )
 from vllm_proxy.engine_host.engines.engine_output import EngineOutput
 from vllm_proxy.engine_host.engines.engine_owner import reap_leftovers, reap_own
-from vllm_proxy.engine_host.engines.sglang_app import adapter_of, build_app, ending_requests, model_cards
-from vllm_proxy.engine_host.engines.sglang_command import api_keys, read_command
+from vllm_proxy.engine_host.engines.sglang_app import build_app, ending_requests, model_cards
+from vllm_proxy.engine_host.engines.sglang_command import adapter_of, api_keys, read_command
 from vllm_proxy.engine_host.engines.sglang_lora import SglangAdapters
 from vllm_proxy.engine_host.engines.sglang_process import remove_files, set_environment
 from vllm_proxy.engine_host.engines.sglang_shapes import adapter_limits

@@ -23,11 +23,10 @@ from vllm_proxy.engine_host.engines.base import (
     Send,
     current_meter,
 )
+from vllm_proxy.engine_host.engines.sglang_command import adapter_of
 from vllm_proxy.engine_host.engines.sglang_lora import SglangAdapters
 from vllm_proxy.engine_host.engines.sglang_usage import EngineCall, Metering, request_calls
 
-#: What SGLang takes for a missing `model`.
-_DEFAULT_MODEL = "default"
 #: The handlers of `app.state` that know adapters.
 _HANDLERS = ("openai_serving_chat", "openai_serving_completion", "openai_serving_embedding")
 
@@ -80,13 +79,6 @@ def _know_adapters(serving: Any, base: str, adapters: SglangAdapters) -> None:
 
     serving._resolve_lora_path = resolve_lora_path
     serving.handle_request = handle_request
-
-
-def adapter_of(model: str, base: str) -> str | None:
-    """The adapter that `model` names, by its name or as SGLang's `base:adapter`; None for the base model."""
-    if model in (base, _DEFAULT_MODEL):
-        return None
-    return model.removeprefix(f"{base}:") or None
 
 
 def _error_response(error: ServiceError) -> Any:

@@ -33,6 +33,9 @@ DIALECT = start_command.Dialect(
     },
 )
 
+#: What SGLang takes for a missing `model`.
+_DEFAULT_MODEL = "default"
+
 #: Each with the value that the host can serve: it runs one engine, whole, on this machine.
 _ONLY = {"node_rank": 0, "dp_size": 1, "encoder_only": False, "use_ray": False, "skip_tokenizer_init": False}
 
@@ -104,3 +107,10 @@ class _Parser(argparse.ArgumentParser):
 def api_keys(server_args: Any) -> Sequence[str]:
     """What the start command's `--api-key` says."""
     return (server_args.api_key,) if server_args.api_key else ()
+
+
+def adapter_of(model: str, base: str) -> str | None:
+    """The adapter that `model` names, by its name or as SGLang's `base:adapter`; None for the base model."""
+    if model in (base, _DEFAULT_MODEL):
+        return None
+    return model.removeprefix(f"{base}:") or None

@@ -13,7 +13,7 @@ from vllm_proxy.common.settings import Sglang
 from vllm_proxy.engine_host.engines.engine_owner import OWNER_VARIABLE, own_mark
 
 #: Set unless the user did.
-_DEFAULTS = {
+DEFAULTS = {
     # How often a waiting request asks whether its client is still there, seconds; SGLang's own is 4.
     "SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1",
     # Process titles would overwrite /proc/PID/environ, which leftovers are found by.
@@ -26,7 +26,7 @@ def set_environment(sglang: Sglang) -> None:
     # The host's own counters must not be taken for the edge's, which share files.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     os.environ.update(sglang.extra_env)
-    for name, value in _DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if sglang.lora.enabled and "lora_filesystem_resolver" in sglang.lora.runtime_resolver.plugins:
         sglang.lora.runtime_resolver.cache_dir.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vllm_proxy.engine_host.engines.request_edit import EngineRequest, edit
+from vllm_proxy.engine_host.engines.request_edit import EngineRequest, edit, with_field
 
 BOTH = {"include_usage": True, "continuous_usage_stats": True}
 
@@ -58,3 +58,12 @@ def test_what_only_pythons_reader_takes_is_counted_too(encoding: str) -> None:
     request = edit(body)
     assert request.streams and request.model == "m"
     assert json.loads(request.body)["stream_options"] == BOTH
+
+
+def test_a_field_more() -> None:
+    for body in (b'{"model":"a","lora_path":"x"} ', '{"model":"a","n":NaN}'.encode("utf-16")):
+        request = with_field(edit(body), "lora_path", "pirate")
+        assert json.loads(request.body)["lora_path"] == "pirate"
+        assert json.loads(request.body)["model"] == request.model == "a"
+    assert edit(b'{"model":"a","lora_path":null}').fields == {"model", "lora_path"}
+    assert edit(b"[]").fields is None

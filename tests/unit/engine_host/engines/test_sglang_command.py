@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_proxy.common.settings import ConfigError, SglangLora
-from vllm_proxy.engine_host.engines.sglang_app import adapter_of
-from vllm_proxy.engine_host.engines.sglang_command import lora_arguments, read_command
+from vllm_proxy.engine_host.engines.sglang_command import adapter_of, lora_arguments, read_command
 
 
 @pytest.mark.parametrize(
