@@ -39,6 +39,7 @@ from vllm_proxy.auth.store import (
     UsageQuery,
     UsageRow,
 )
+from vllm_proxy.common.errors import NoCapacity
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ _MAX_UNFOLDED_RECORDS = 1_000_000
 #: Old ledger rows that are deleted at a time, after each fold.
 _ROWS_PER_FORGET = 1000
 _MS_PER_DAY = 86_400_000
+
+#: Questions of people that may wait at once.
+_MAX_QUESTIONS = 100
 
 T = TypeVar("T")
 _Queued = tuple[Sequence[Record], Callable[[], None]]
@@ -89,6 +93,7 @@ class SqliteStore:
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="auth-store")
         # What people ask waits for each other, and never for them.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="auth-store-reader")
+        self._questions = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = lock_file(path)
         try:
@@ -246,11 +251,18 @@ class SqliteStore:
         return await self._ask(lambda db: sqlite_queries.audit(db, query))
 
     async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """On a connection of its own: in WAL mode it sees all that is committed and holds up nobody."""
+        """On a connection of its own: in WAL mode it sees all that is committed and holds up nobody. Raises NoCapacity
+        when too many wait already: whoever has a key may ask."""
+        if self._questions >= _MAX_QUESTIONS:
+            raise NoCapacity("Too many questions about keys and usage wait already.", retry_after_s=1)
 
         def answer() -> T:
             uri = f"{self._path.absolute().as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
                 return question(db)
 
-        return await self._loop.run_in_executor(self._reader, answer)
+        self._questions += 1
+        try:
+            return await self._loop.run_in_executor(self._reader, answer)
+        finally:
+            self._questions -= 1

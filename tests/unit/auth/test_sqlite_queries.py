@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from tests.unit.auth.fakes import Desk, FakeClock, api_key, hour_row, servicer_of
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
-from vllm_proxy.auth import sqlite_queries
+from vllm_proxy.auth import sqlite_queries, sqlite_store
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.sqlite_file import open_file
 from vllm_proxy.auth.sqlite_ledger import fold
@@ -36,6 +36,7 @@ from vllm_proxy.auth.store import (
     make_durable,
 )
 from vllm_proxy.auth.usage_sums import MS_PER_HOUR, group_of, sum_usage
+from vllm_proxy.common.errors import NoCapacity
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 ALL = UsageQuery(0, 1000 * MS_PER_HOUR)
@@ -253,9 +254,13 @@ async def test_questions_do_not_hold_up_the_journal(store: SqliteStore, monkeypa
         return []
 
     monkeypatch.setattr(sqlite_queries, "usage", slow)
+    monkeypatch.setattr(sqlite_store, "_MAX_QUESTIONS", 1)
     question = asyncio.create_task(store.usage(ALL))
     await asked.wait()
     await make_durable(store, [settled(1)])
     assert not question.done()
+    with pytest.raises(NoCapacity):
+        await store.usage(ALL)
     answered = True
     assert await question == []
+    assert await store.usage(ALL) == [], "there is room again"
