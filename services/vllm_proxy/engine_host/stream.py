@@ -329,6 +329,9 @@ class RequestStream:
                 raise
         except Exception as e:
             fault = e
+        finally:
+            # The task holds this object through its coroutine: no cycle is left for the garbage collector.
+            self._task = None
         if not self.ended:
             self._end(*self._result(fault))
         elif fault is not None:

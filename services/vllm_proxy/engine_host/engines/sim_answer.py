@@ -122,6 +122,8 @@ class Answer:
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
+        # Each of them holds this object: no cycle is left for the garbage collector.
+        self.sequences.clear()
 
     def _trailer(self) -> bytes:
         if not self._asked.include_usage:

@@ -89,8 +89,8 @@ class SimApp:
         finally:
             for sequence in answer.sequences:
                 self._batch.abort(sequence)
-            await answer.close()
             self.journal.append(answer.record())
+            await answer.close()
 
     def _parse(self, raw: bytes, chat: bool) -> Asked:
         try:
