@@ -218,12 +218,14 @@ class Sim(Section):
 class Edge(Section):
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     """A larger request body is answered with 413."""
+    max_buffered_bytes: PositiveInt = 512 * 1024 * 1024
+    """Request bodies that one worker holds, all together; what would exceed it is answered with 503."""
     max_header_bytes: PositiveInt = 64 * 1024
     """Larger request headers are answered with 431."""
     request_timeout_s: PositiveSeconds = 3600
     """From the last byte of the request to the last byte of the response."""
     body_timeout_s: PositiveSeconds = 60
-    """How long a client may take to send its body."""
+    """How long a client may take to send its headers, and again to send its body."""
     client_stall_timeout_s: PositiveSeconds = 120
     """A client that reads nothing for so long is cut off; a slow one never is."""
     response_window_bytes: Annotated[int, Field(ge=16 * 1024)] = 256 * 1024

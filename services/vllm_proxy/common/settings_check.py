@@ -131,6 +131,8 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
             f"auth.admission_wait_ms: {settings.auth.admission_wait_ms} is more than edge.admission_timeout_s leaves: "
             f"at most {settings.max_admission_wait_ms}"
         )
+    if settings.edge.max_buffered_bytes < settings.edge.max_body_bytes:
+        yield "edge.max_buffered_bytes: must be at least edge.max_body_bytes"
     yield from _port_conflicts(_loopback_ports(settings, of_hosts, hosts))
     yield from _file_conflicts(of_hosts, hosts)
 

@@ -10,9 +10,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
 
 import grpc.aio
 
@@ -45,10 +45,6 @@ class AdmissionRefused(Exception):
         super().__init__(error.message)
 
 
-class AdmissionGivenUp(Exception):
-    """The caller's own reason to wait no longer came first."""
-
-
 @dataclass(slots=True)
 class Settlement:
     """What became of a lease. `on_durable` is called once it is in the auth service's book."""
@@ -66,10 +62,16 @@ class Settlement:
     base_model: str = ""
 
 
+#: Gets the auth service's word, refusals included, or AuthUnavailable.
+Answered = Callable[[pb.AdmitResponse | ServiceError], None]
+
+
 @dataclass(slots=True)
 class _Waiting:
     request: pb.AdmitRequest
-    answer: asyncio.Future[pb.AdmitResponse] = field(repr=False)
+    answered: Answered
+    #: By the event loop's clock.
+    deadline: float
 
 
 class AuthClient:
@@ -90,6 +92,7 @@ class AuthClient:
         self._settle_outbox: deque[int] = deque()
         self._running: set[str] = set()
         self._renewals: Iterator[str] = iter(())
+        self._expiry: asyncio.TimerHandle | None = None
         self._lease_ttl_s = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,45 +110,72 @@ class AuthClient:
             tasks.create_task(self._link.run(), name="auth-session")
             tasks.create_task(self._renew(), name="auth-renewals")
 
-    async def admit(self, request: pb.AdmitRequest, give_up: asyncio.Future[Any] | None = None) -> pb.AdmitResponse:
-        """Asks whether a request may go ahead, and waits through an outage for the answer.
+    def ask(self, request: pb.AdmitRequest, answered: Answered) -> int:
+        """Asks whether a request may go ahead; an outage is waited through. `answered` is called once, unless
+        `abandon` is called first, with the number that this returns.
 
-        A lease in the answer is kept alive from then on and must be settled by the caller. Raises AdmissionRefused,
-        AuthUnavailable after the admission timeout, or AdmissionGivenUp when `give_up` is done. If the caller is
-        cancelled or gives up, the lease that may still come is settled here.
+        A lease in the answer is kept alive from then on and must be settled by whoever got it. After the admission
+        timeout the answer is AuthUnavailable.
         """
         self._seq = seq = self._seq + 1
         request.seq = seq
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[pb.AdmitResponse] = loop.create_future()
-        self._admits[seq] = _Waiting(request, future)
+        self._admits[seq] = _Waiting(request, answered, loop.time() + self._timeout_s)
         self._admit_outbox.append(seq)
         self._link.wake()
-        deadline = loop.call_later(self._timeout_s, _expire, future)
+        if self._expiry is None:
+            self._expiry = loop.call_later(self._timeout_s, self._expire)
+        return seq
 
-        def gave_up(_: object) -> None:
-            if not future.done():
-                future.set_exception(AdmissionGivenUp())
+    def abandon(self, seq: int) -> None:
+        """Nobody waits for an answer any more. A lease that still comes is settled here."""
+        waiting = self._admits.pop(seq, None)
+        if waiting is not None:
+            self._orphans[seq] = waiting.request.model
+            self._cancels.append(seq)
+            self._link.wake()
 
-        if give_up is not None:
-            give_up.add_done_callback(gave_up)
+    async def admit(self, request: pb.AdmitRequest) -> pb.AdmitResponse:
+        """`ask` as a coroutine. Raises AdmissionRefused, AuthUnavailable."""
+        future: asyncio.Future[pb.AdmitResponse | ServiceError] = asyncio.get_running_loop().create_future()
+        seq = self.ask(request, partial(self._resolve, future, request.model))
         try:
             answer = await future
         except BaseException:
-            if self._admits.pop(seq, None) is not None:
-                self._orphans[seq] = request.model
-                self._cancels.append(seq)
-                self._link.wake()
-            elif not future.cancelled() and future.exception() is None:
+            self.abandon(seq)
+            if not future.cancelled():
+                # The answer had come, but the waiter did not run any more.
                 self._settle_unwanted(future.result(), request.model)
             raise
-        finally:
-            deadline.cancel()
-            if give_up is not None:
-                give_up.remove_done_callback(gave_up)
+        if isinstance(answer, ServiceError):
+            raise answer
         if not answer.admitted:
-            raise AdmissionRefused(_refusal(answer), answer)
+            raise AdmissionRefused(refusal(answer), answer)
         return answer
+
+    def _resolve(
+        self,
+        future: asyncio.Future[pb.AdmitResponse | ServiceError],
+        model: str,
+        answer: pb.AdmitResponse | ServiceError,
+    ) -> None:
+        if future.done():
+            self._settle_unwanted(answer, model)
+        else:
+            future.set_result(answer)
+
+    def _expire(self) -> None:
+        """Gives up what has waited too long. Those who ask wait in the order of their deadlines: one timer does."""
+        self._expiry = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._admits:
+            seq, waiting = next(iter(self._admits.items()))
+            if waiting.deadline > now:
+                self._expiry = loop.call_at(waiting.deadline, self._expire)
+                return
+            self.abandon(seq)
+            waiting.answered(AuthUnavailable(retry_after_s=1))
 
     def settle(self, settlement: Settlement) -> None:
         """Closes a lease. Never blocks; repeated until the auth service has it."""
@@ -204,13 +234,12 @@ class AuthClient:
             self._lease_ttl_s = message.lease_ttl_ms / 1000
         for answer in message.admits:
             waiting = self._admits.pop(answer.seq, None)
-            if waiting is None or waiting.answer.done():
-                model = self._orphans.pop(answer.seq, "") if waiting is None else waiting.request.model
-                self._settle_unwanted(answer, model)
+            if waiting is None:
+                self._settle_unwanted(answer, self._orphans.pop(answer.seq, ""))
                 continue
             if answer.lease_id:
                 self._running.add(answer.lease_id)
-            waiting.answer.set_result(answer)
+            waiting.answered(answer)
         for settled in message.settles:
             settlement = self._settles.pop(settled.seq, None)
             if settlement is not None and settlement.on_durable is not None:
@@ -225,8 +254,8 @@ class AuthClient:
         self._admit_outbox = deque(self._admits)
         self._link.wake()
 
-    def _settle_unwanted(self, answer: pb.AdmitResponse, model: str) -> None:
-        if answer.lease_id:
+    def _settle_unwanted(self, answer: pb.AdmitResponse | ServiceError, model: str) -> None:
+        if not isinstance(answer, ServiceError) and answer.lease_id:
             self.settle(Settlement(answer.lease_id, 1, pb.OUTCOME_NOT_SENT, model))
 
     async def _renew(self) -> None:
@@ -236,11 +265,6 @@ class AuthClient:
             if self._running and self.connected:
                 self._renewals = iter(tuple(self._running))
                 self._link.wake()
-
-
-def _expire(future: asyncio.Future[pb.AdmitResponse]) -> None:
-    if not future.done():
-        future.set_exception(AuthUnavailable(retry_after_s=1))
 
 
 def _fill_settle(frame: pb.SettleRequest, seq: int, settlement: Settlement) -> None:
@@ -259,7 +283,8 @@ def _fill_settle(frame: pb.SettleRequest, seq: int, settlement: Settlement) -> N
     usage.completion_tokens = settlement.completion_tokens
 
 
-def _refusal(answer: pb.AdmitResponse) -> ServiceError:
+def refusal(answer: pb.AdmitResponse) -> ServiceError:
+    """What the client is told."""
     retry_after_s = answer.retry_after_ms / 1000 if answer.HasField("retry_after_ms") else None
     metadata = {"limit": answer.limit_name} if answer.limit_name else {}
     return from_reason(answer.reason, answer.message, retry_after_s=retry_after_s, metadata=metadata)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 import grpc.aio
-import uvicorn
 
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2_grpc
@@ -28,12 +25,11 @@ from vllm_proxy.edge.cors import Cors
 from vllm_proxy.edge.exchange import ExchangeContext
 from vllm_proxy.edge.fastapi_app import build_api, routes_of
 from vllm_proxy.edge.fleet_logs import FleetLogs
-from vllm_proxy.edge.front_door import EdgeApp
+from vllm_proxy.edge.front_door import FrontDoor
 from vllm_proxy.edge.hosts import Hosts
-from vllm_proxy.edge.http_protocol import with_limits
+from vllm_proxy.edge.http_server import LISTEN_BACKLOG, HttpLimits, HttpServer
 from vllm_proxy.edge.inference import InferenceEndpoint
 from vllm_proxy.edge.metrics import EdgeMetrics, leave_multiprocess, prepare_multiprocess
-from vllm_proxy.edge.response_writer import AsgiApp
 from vllm_proxy.edge.routes.admin import admin_router
 from vllm_proxy.edge.routes.audit import audit_router
 from vllm_proxy.edge.routes.health import health_router
@@ -46,18 +42,11 @@ from vllm_proxy.edge.table_watch import TableWatch
 
 log = logging.getLogger(__name__)
 
-LISTEN_BACKLOG = 2048
 SWEEP_INTERVAL_S = 1.0
 #: After the drain: for the ends of aborted requests and for their settlements.
 SETTLE_TIMEOUT_S = 5.0
-
-
-class EdgeServer(uvicorn.Server):
-    """uvicorn without its signal handlers: StopSignal owns them."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+#: After the drain: for clients to take the last bytes of what was aborted.
+LAST_BYTES_TIMEOUT_S = 2.0
 
 
 async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None = None) -> int:
@@ -114,37 +103,30 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             audit_router(auth, auth_service, call_timeout_s),
         )
         api = build_api(routers)
-        app = EdgeApp(InferenceEndpoint(context), api, routes_of(api, routers), config.max_header_bytes)
+        door = FrontDoor(InferenceEndpoint(context), api, routes_of(api, routers), context.spawn)
+        handler = Cors(door, config.cors_origins) if config.cors_origins else door
+        server = HttpServer(handler, _http_limits(config), context.clock)
         spawn(tasks, auth.run(), "auth")
         spawn(tasks, watch.run(), "table-watch")
-        spawn(tasks, _sweep(context), "sweep")
-        served = Cors(app, config.cors_origins) if config.cors_origins else app
-        server = EdgeServer(_server_config(served, config))
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+        spawn(tasks, _sweep(context, server), "sweep")
+        await server.start(listener)
         log.info("serving", extra={"edge_id": edge_id, "address": _shown(listener)})
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            stopping.cancel()
-            await serving
-            log.error("the HTTP server ended by itself")
-            return 1
+        await stop.wait()
         draining = True
         await asyncio.sleep(config.drain_notice_s)
-        await _drain(server, serving, context)
+        await _drain(server, context)
     log.info("stopped")
     return 0
 
 
-async def _drain(server: EdgeServer, serving: asyncio.Task[None], context: ExchangeContext) -> None:
+async def _drain(server: HttpServer, context: ExchangeContext) -> None:
     """Takes nothing new, lets what runs end, aborts the rest, and settles everything."""
-    server.should_exit = True
-    _, still_serving = await asyncio.wait({serving}, timeout=context.config.drain_timeout_s)
-    if still_serving:
+    if not await server.stop(context.config.drain_timeout_s):
         log.warning("aborting requests", extra={"requests": len(context.running)})
         for exchange in tuple(context.running):
             exchange.shut_down()
-    await serving
+        if not await server.stop(LAST_BYTES_TIMEOUT_S):
+            server.abort()
     try:
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
             await context.idle.wait()
@@ -157,11 +139,13 @@ async def _drain(server: EdgeServer, serving: asyncio.Task[None], context: Excha
         )
 
 
-async def _sweep(context: ExchangeContext) -> None:
-    """Looks at every running request's deadlines, one task instead of a timer for each, and publishes the metrics."""
+async def _sweep(context: ExchangeContext, server: HttpServer) -> None:
+    """Looks at every deadline of connections and running requests, one task instead of a timer for each, and publishes
+    the metrics."""
     while True:
         await asyncio.sleep(SWEEP_INTERVAL_S)
         now = context.clock()
+        server.sweep(now)
         for exchange in tuple(context.running):
             exchange.sweep(now)
         context.hosts.retire_absent()
@@ -171,22 +155,12 @@ async def _sweep(context: ExchangeContext) -> None:
         context.metrics.flush()
 
 
-def _server_config(app: AsgiApp, config: EdgeConfig) -> uvicorn.Config:
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    return uvicorn.Config(
-        app,
-        http=with_limits(config.max_header_bytes, config.body_timeout_s),
-        ws="none",
-        lifespan="off",
-        loop="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=LISTEN_BACKLOG,
-        timeout_keep_alive=math.ceil(config.keep_alive_timeout_s),
-        # Only for what `_drain` could not end.
-        timeout_graceful_shutdown=math.ceil(config.drain_timeout_s) + 2,
+def _http_limits(config: EdgeConfig) -> HttpLimits:
+    return HttpLimits(
+        max_head_bytes=config.max_header_bytes,
+        max_buffered_bytes=config.max_buffered_bytes,
+        receive_timeout_s=config.body_timeout_s,
+        keep_alive_timeout_s=config.keep_alive_timeout_s,
     )
 
 

@@ -20,6 +20,7 @@ class EdgeConfig:
     log_stems: tuple[str, ...]
     """The names of all workers' log files and of nginx's, which has no service to ask, without `.log`."""
     max_body_bytes: int
+    max_buffered_bytes: int
     max_header_bytes: int
     request_timeout_s: float
     body_timeout_s: float
@@ -58,6 +59,7 @@ class EdgeConfig:
                 *(f"fastapi-{number}" for number in range(settings.fastapi_workers)),
             ),
             max_body_bytes=edge.max_body_bytes,
+            max_buffered_bytes=edge.max_buffered_bytes,
             max_header_bytes=edge.max_header_bytes,
             request_timeout_s=edge.request_timeout_s,
             body_timeout_s=edge.body_timeout_s,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_proxy.edge.response_writer import AsgiApp, Message, Receive, Scope, Send
+from vllm_proxy.common.errors import ServiceError
+from vllm_proxy.edge.http_request import HttpRequest
+from vllm_proxy.edge.http_server import Handler
 
 _METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 #: Asked for by OpenAI's and Anthropic's own clients in a browser, if the page does not say.
@@ -18,37 +20,40 @@ _MAX_AGE_S = b"600"
 
 
 class Cors:
-    """Wraps the edge's application. A page of another origin gets its answer without the headers that would let it
+    """A Handler before the front door. A page of another origin gets its answer without the headers that would let it
     read it. Keys travel in headers, so no credentials (cookies) are ever allowed."""
 
-    def __init__(self, app: AsgiApp, origins: Sequence[str]) -> None:
+    def __init__(self, handler: Handler, origins: Sequence[str]) -> None:
         """`*` stands for every origin."""
-        self._app = app
+        self._handler = handler
         self._any = "*" in origins
         self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
-        origin = headers.get(b"origin")
-        if origin is None or not (self._any or origin in self._origins):
-            await self._app(scope, receive, send)
-            return
-        allowed = [(b"access-control-allow-origin", b"*" if self._any else origin), (b"vary", b"Origin")]
-        if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-            asked = headers.get(b"access-control-request-headers", _HEADERS)
-            allowed += [
+    def body_limit_bytes(self, request: HttpRequest) -> int:
+        origin = request.headers.get(b"origin")
+        if origin is not None and (self._any or origin in self._origins):
+            allowed = b"*" if self._any else origin
+            request.response.extra_headers = [(b"access-control-allow-origin", allowed), (b"vary", b"Origin")]
+            if _is_preflight(request):
+                return 0
+            request.response.extra_headers.append((b"access-control-expose-headers", _EXPOSED))
+        return self._handler.body_limit_bytes(request)
+
+    def handle(self, request: HttpRequest) -> None:
+        if request.response.extra_headers and _is_preflight(request):
+            asked = request.headers.get(b"access-control-request-headers", _HEADERS)
+            headers = [
                 (b"access-control-allow-methods", _METHODS),
                 (b"access-control-allow-headers", asked),
                 (b"access-control-max-age", _MAX_AGE_S),
             ]
-            await send({"type": "http.response.start", "status": 204, "headers": allowed})
-            await send({"type": "http.response.body", "body": b""})
-            return
+            request.response.send(204, headers, b"")
+        else:
+            self._handler.handle(request)
 
-        async def send_allowed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exposed = (b"access-control-expose-headers", _EXPOSED)
-                message = {**message, "headers": [*message["headers"], *allowed, exposed]}
-            await send(message)
+    def refuse(self, request: HttpRequest, error: ServiceError) -> None:
+        self._handler.refuse(request, error)
 
-        await self._app(scope, receive, send_allowed)
+
+def _is_preflight(request: HttpRequest) -> bool:
+    return request.method == "OPTIONS" and b"access-control-request-method" in request.headers

@@ -7,8 +7,9 @@ or an answer that is visibly cut short. Everything here runs in callbacks of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2
@@ -23,14 +24,14 @@ from vllm_proxy.common.errors import (
 )
 from vllm_proxy.edge.admission import AuthClient, Settlement
 from vllm_proxy.edge.config import EdgeConfig
-from vllm_proxy.edge.errors import HeaderList, error_event, error_response
+from vllm_proxy.edge.errors import HeaderList, error_event
 from vllm_proxy.edge.host_session import HostSession
 from vllm_proxy.edge.hosts import Hosts
+from vllm_proxy.edge.http_request import HttpRequest
 from vllm_proxy.edge.metrics import UNKNOWN_MODEL, EdgeMetrics
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, NO_REASON, RequestFacts, log_request
 from vllm_proxy.edge.request_body import MAX_UINT32
-from vllm_proxy.edge.response_head import EVENT_STREAM, response_head
-from vllm_proxy.edge.response_writer import ClientConnection, ResponseWriter, Send, Spawn
+from vllm_proxy.edge.response_head import EVENT_STREAM, client_headers
 
 #: How long the end of a cancelled request is waited for before it is settled with the last counts.
 END_WAIT_S = 30.0
@@ -39,6 +40,9 @@ MAX_ATTEMPTS = 2
 _KEEP_ALIVE = b": keep-alive\n\n"
 #: After one of these an event stream has nothing more to say.
 _LAST_EVENTS = (b"data: [DONE]\n", b"event: response.completed\n", b"event: message_stop\n")
+
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,18 @@ class ExchangeContext:
 
 
 class Exchange:
-    """A `ResponseSink` of one host at a time. Call `begin` once, `client_left` when the client has gone or has got
-    everything, and `sweep` from time to time."""
+    """A `ResponseSink` of one host at a time, and the `ResponseOwner` of the client's response. Call `begin` once and
+    `sweep` from time to time."""
 
-    def __init__(
-        self, context: ExchangeContext, request: RequestFacts, lease_id: str, send: Send, connection: ClientConnection
-    ) -> None:
+    def __init__(self, context: ExchangeContext, facts: RequestFacts, lease_id: str, request: HttpRequest) -> None:
         self._context = context
-        self._request = request
+        self._request = facts
         self._lease_id = lease_id
-        self._connection = connection
+        self._http = request
+        self._response = response = request.response
         window = context.config.response_window_bytes
-        self._writer = ResponseWriter(
-            send, context.spawn, self._written, self._client_has_all, self._client_broke, limit_bytes=2 * window
-        )
+        response.owner = self
+        response.limit_bytes = 2 * window
         self._grant_at = window // 2
         self._consumed = 0
         self._session: HostSession | None = None
@@ -104,8 +106,6 @@ class Exchange:
         self._head: tuple[int, HeaderList] | None = None
         self._tail = b""
         self._is_event_stream = False
-        #: What the client still has to get of a body whose length was announced; negative otherwise.
-        self._body_left = -1
         self._last_data = self._heard = b""
         #: When `_heard` was seen, or the last comment was sent.
         self._spoke_at = 0.0
@@ -131,10 +131,6 @@ class Exchange:
             self._waiting = self._context.spawn(self._wait_for_host(), "capacity")
 
     def client_left(self) -> None:
-        """The connection has ended, or the answer was complete."""
-        if self._client_done:
-            return
-        self._writer.close()
         self._head = None
         self._client_done = True
         if self._has_whole_answer():
@@ -149,7 +145,7 @@ class Exchange:
     def _has_whole_answer(self) -> bool:
         if self._is_event_stream:
             return any(event in self._last_data for event in _LAST_EVENTS)
-        return self._body_left == 0
+        return self._response.body_left == 0
 
     def shut_down(self) -> None:
         """The worker stops and the request's time to end is over."""
@@ -164,45 +160,38 @@ class Exchange:
         elif not self._client_done and now - self._request.started_at >= self._context.config.request_timeout_s:
             self._give_up(RequestTimeout())
         self._keep_alive(now)
-        if self._writer.suspended and not self._client_done:
+        if self._response.waiting:
             self._check_stall(now)
 
     def _check_stall(self, now: float) -> None:
         progress, unsent = self._unsent
-        self._unsent = (self._writer.progress, self._connection.unsent_bytes())
+        self._unsent = (self._response.progress, self._response.unsent_bytes())
         moved = self._unsent[0] != progress or self._unsent[1] < unsent
         if moved or not self._stalled_at:
             self._stalled_at = now
         elif now - self._stalled_at >= self._context.config.client_stall_timeout_s:
-            self._connection.abort()
             self.reason = ClientStalled.reason
-            self.client_left()
+            self._response.abort()
 
     def _give_up(self, error: ServiceError) -> None:
         """Ends the request from our side."""
         if self._host_done and not self._client_done:
             # Everything was queued for a client that is too slow for the time that is left.
             self.reason = error.reason
-            self._connection.abort()
-            self.client_left()
+            self._response.abort()
             return
         self._answer_error(error)
         self._cancel(error.reason)
 
-    def _written(self, size: int) -> None:
-        self._consumed += size
-        self._body_left -= size
+    def written(self, size_bytes: int) -> None:
+        self._consumed += size_bytes
         if self._consumed >= self._grant_at and not self._host_done and self._session is not None:
             self._session.grant(self._stream_id, self._consumed)
             self._consumed = 0
 
-    def _client_has_all(self) -> None:
+    def sent(self) -> None:
         self._client_done = True
         self._over()
-
-    def _client_broke(self) -> None:
-        self._connection.close()
-        self.client_left()
 
     # The host's side: a ResponseSink.
 
@@ -226,7 +215,7 @@ class Exchange:
         envelope.priority = request.priority
 
     def head(self, status: int, headers: HeaderList) -> None:
-        if not (self._writer.started or self._writer.closed):
+        if not (self._response.started or self._response.closed):
             self._head = (status, headers)
 
     def deliver(self, data: bytes, prompt_tokens: int, completion_tokens: int, more: bool) -> None:
@@ -237,12 +226,8 @@ class Exchange:
         elif data:
             self._last_data = data
             if self._head is not None:
-                self._connection.cork()
                 self._open()
-                self._writer.write(data)
-                self._connection.uncork()
-            else:
-                self._writer.write(data)
+            self._response.write(data)
 
     def ended(self, end: engine_pb2.EndFrame) -> None:
         usage = end.usage
@@ -252,11 +237,9 @@ class Exchange:
         assert self._session is not None
         self._attempts.append((self._session, self._stream_id))
         if not end.reason:
-            self._connection.cork()
             if self._head is not None:
                 self._open()
-            self._writer.finish(self._tail)
-            self._connection.uncork()
+            self._response.finish(self._tail)
             self._settle(end.outcome or auth_pb2.OUTCOME_FINISHED)
             return
         error = from_reason(end.reason, end.message, retry_after_s=1 if end.reason == NoCapacity.reason else None)
@@ -278,13 +261,11 @@ class Exchange:
         self._first_byte_at = self._context.clock()
         if self._context.config.server_timing:
             self._request.answer_headers.append((b"server-timing", self._timing()))
-        head = response_head(*self._head, self._request.answer_headers)
+        self._status, engine_headers = self._head
         self._head = None
-        self._status = head.status
-        self._is_event_stream = head.is_event_stream
-        self._body_left = head.body_bytes
-        self._request.body = b""
-        self._writer.start(head.status, head.headers)
+        headers, self._is_event_stream = client_headers(engine_headers, self._request.answer_headers)
+        self._http.drop_body()
+        self._response.start(self._status, headers)
 
     def _timing(self) -> bytes:
         request = self._request
@@ -308,11 +289,11 @@ class Exchange:
             self._open()  # From here on the request belongs to its host.
         if (
             self._is_event_stream
-            and not self._writer.suspended
+            and not self._response.waiting
             and (not self._last_data or self._last_data.endswith(b"\n\n"))
         ):
             self._spoke_at = now
-            self._writer.write(_KEEP_ALIVE)
+            self._response.write(_KEEP_ALIVE)
 
     # Hosts, attempts and the end.
 
@@ -332,7 +313,7 @@ class Exchange:
             return False
         self._session = session
         self._sent_at = self._context.clock()
-        self._stream_id = session.start(self, self._request.body, self._context.config.response_window_bytes)
+        self._stream_id = session.start(self, self._http.body, self._context.config.response_window_bytes)
         return True
 
     async def _wait_for_host(self) -> None:
@@ -349,7 +330,7 @@ class Exchange:
 
     def _retry(self, error: ServiceError) -> bool:
         """Starts the next attempt if the client has seen nothing of this one."""
-        if self._cancelled or self._writer.started or self._attempt >= MAX_ATTEMPTS:
+        if self._cancelled or self._response.started or self._attempt >= MAX_ATTEMPTS:
             return False
         assert self._session is not None
         self._tried[self._session.name] = self._session.incarnation
@@ -379,30 +360,24 @@ class Exchange:
     def _cut_short(self, error: ServiceError) -> None:
         """Tells the client that the answer ends here, unless it knows why already."""
         if not self._cancelled:
-            if self._tail and self._writer.started:
-                self._writer.write(self._tail)
+            if self._response.started:
+                self._response.write(self._tail)
             self._answer_error(error)
 
     def _answer_error(self, error: ServiceError) -> None:
-        writer = self._writer
-        if writer.finished or writer.closed:
+        response, shape = self._response, self._request.route.errors
+        if response.finished or response.closed:
             return
         self.reason = error.reason
         self._head = None
-        if not writer.started:
-            self._status, headers, body = error_response(
-                error, self._request.answer_headers, self._request.route.errors
-            )
-            self._connection.cork()
-            writer.start(self._status, headers)
-            writer.finish(body)
-            self._connection.uncork()
+        if not response.started:
+            self._status = error.http_status
+            response.send_error(error, self._request.answer_headers, shape)
         elif self._is_event_stream:
-            writer.finish(error_event(error, self._request.route.errors))
+            response.finish(error_event(error, shape))
         else:
             # The status is out: a missing end is the only way left to say that it failed.
-            self._connection.close()
-            self.client_left()
+            response.abandon()
 
     def _settle(self, outcome: auth_pb2.Outcome) -> None:
         if self._host_done:

@@ -7,135 +7,106 @@ the list.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
 
-from vllm_proxy.common.engine_routes import EDGE_ROUTES, engine_path, error_shape, path_pattern
-from vllm_proxy.common.errors import HeadersTooLarge, MethodNotAllowed, RequestTooLarge, RouteNotFound, ServiceError
+from vllm_proxy.common.engine_routes import EDGE_ROUTES, error_shape, path_pattern
+from vllm_proxy.common.errors import MethodNotAllowed, RouteNotFound, ServiceError
 from vllm_proxy.common.ids import accept_request_id
-from vllm_proxy.edge.errors import unexpected
-from vllm_proxy.edge.inference import InferenceEndpoint, send_error
-from vllm_proxy.edge.response_writer import AsgiApp, Message, Receive, Scope, Send
+from vllm_proxy.edge.asgi_call import AsgiApp, AsgiCall
+from vllm_proxy.edge.errors import HeaderList
+from vllm_proxy.edge.exchange import Spawn
+from vllm_proxy.edge.http_request import HttpRequest
+from vllm_proxy.edge.inference import InferenceEndpoint
 
 #: FastAPI reads a body before it looks at the key.
 MAX_API_BODY_BYTES = 64 * 1024
-_NAME = b"{model:path}"
+_NAME = "{model:path}"
 #: What GET answers, HEAD answers too, without the body, which the server leaves out.
 _READS = {"HEAD": "GET"}
 
 
-class EdgeApp:
-    """The ASGI application that the server calls."""
+class FrontDoor:
+    """The server's Handler."""
 
     def __init__(
-        self,
-        inference: InferenceEndpoint,
-        api: AsgiApp,
-        api_routes: Iterable[tuple[str, str]],
-        max_header_bytes: int,
+        self, inference: InferenceEndpoint, api: AsgiApp, api_routes: Iterable[tuple[str, str]], spawn: Spawn
     ) -> None:
         """`api` answers the (method, path) pairs in `api_routes`. A path may have `{parameter}`s."""
         self._inference = inference
         self._api = api
-        self._api_routes = {(method, path.encode()) for method, path in api_routes}
-        self._methods: dict[bytes, list[str]] = {}
+        self._api_routes = set(api_routes)
+        self._spawn = spawn
+        self._methods: dict[str, list[str]] = {}
         for method, path in self._api_routes:
             self._methods.setdefault(path, []).append(method)
-        self._templates = [(path_pattern(path.decode()), path) for path in self._methods if b"{" in path]
+        self._templates = [(path_pattern(path), path) for path in self._methods if "{" in path]
         #: Paths that end in a model's name, which may hold slashes. A name is looked up in the table, nowhere else.
         self._named = tuple(path.removesuffix(_NAME) for path in self._methods if path.endswith(_NAME))
-        self._max_header_bytes = max_header_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return  # Websockets are not offered; the server closes them.
-        key = (scope["method"], scope.get("raw_path") or scope["path"].encode())
-        # As it was written; anything but ASCII is in no route.
-        path = key[1].decode("latin-1")
-        route = EDGE_ROUTES.find(key[0], path)
-        if route is None:
-            key = (key[0], self._template_of(key[1]))
-        try:
-            if sum(map(len, chain.from_iterable(scope["headers"]))) > self._max_header_bytes:
-                raise HeadersTooLarge
-            if route is not None:
-                await self._inference(route, engine_path(route, path), scope, receive, send)
-            elif (_READS.get(key[0], key[0]), key[1]) in self._api_routes:
-                await self._call_api(scope, receive, send)
-            elif path.endswith("/") and not path.startswith("/admin/") and self._allowed(key[1][:-1]):
-                await _redirect(scope, send, key[1][:-1])
-            else:
-                raise self._no_route(*key)
-        except ServiceError as e:
-            extra = [(b"x-request-id", _request_id(scope))]
-            if isinstance(e, MethodNotAllowed):
-                extra.append((b"allow", ", ".join(self._allowed(key[1])).encode()))
-            await send_error(send, e, extra, error_shape(path))
+    def body_limit_bytes(self, request: HttpRequest) -> int:
+        """Raises RouteNotFound, MethodNotAllowed, InvalidApiKey."""
+        method, path = request.method, request.path
+        if EDGE_ROUTES.find(method, path) is not None:
+            return self._inference.body_limit_bytes(request)
+        if (_READS.get(method, method), self._template_of(path)) in self._api_routes:
+            return MAX_API_BODY_BYTES
+        if self._has_slash_too_many(path):
+            return self._inference.max_body_bytes
+        if self._allowed(path):
+            raise MethodNotAllowed(f"{_shown(path)} does not take {method}.")
+        raise RouteNotFound(f"Unknown request URL: {method} {_shown(path)}.")
 
-    async def _call_api(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-        request_id = _request_id(scope)
-        room = MAX_API_BODY_BYTES
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if length.isdigit() and int(length) > room:
-            raise _api_body_too_large()
+    def handle(self, request: HttpRequest) -> None:
+        route = EDGE_ROUTES.find(request.method, request.path)
+        if route is not None:
+            self._inference.handle(request, route)
+        elif self._has_slash_too_many(request.path):
+            _redirect(request)
+        else:
+            self._spawn(AsgiCall(request, _request_id(request)).run(self._api), "api")
 
-        async def limited_receive() -> Message:
-            nonlocal room
-            message = await receive()
-            room -= len(message.get("body", b""))
-            if room < 0:
-                raise _api_body_too_large()
-            return message
+    def refuse(self, request: HttpRequest, error: ServiceError) -> None:
+        route = EDGE_ROUTES.find(request.method, request.path)
+        if route is not None:
+            self._inference.refuse(request, route, error)
+            return
+        extra: HeaderList = [(b"x-request-id", _request_id(request))]
+        if isinstance(error, MethodNotAllowed):
+            extra.append((b"allow", ", ".join(self._allowed(request.path)).encode()))
+        request.response.send_error(error, extra, error_shape(request.path))
 
-        async def tagging_send(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
-            await send(message)
+    def _allowed(self, path: str) -> list[str]:
+        return sorted({*EDGE_ROUTES.methods(path), *self._methods.get(self._template_of(path), ())})
 
-        try:
-            if scope["method"] == "HEAD":
-                scope = {**scope, "method": "GET"}
-            await self._api(scope, limited_receive, tagging_send)
-        except Exception as e:
-            # Starlette answers unexpected errors (see api.py) and lets them through to here as well.
-            if not started:
-                raise unexpected(e, request_id.decode()) from None
-
-    def _allowed(self, path: bytes) -> list[str]:
-        return sorted({*EDGE_ROUTES.methods(path.decode("latin-1")), *self._methods.get(self._template_of(path), ())})
-
-    def _template_of(self, path: bytes) -> bytes:
+    def _template_of(self, path: str) -> str:
         """The route's path that this one is written for, else itself."""
         if path in self._methods:
             return path
-        text = path.decode("latin-1")
         named = (prefix + _NAME for prefix in self._named if path.startswith(prefix) and path != prefix)
-        return next((template for pattern, template in self._templates if pattern.fullmatch(text)), next(named, path))
+        return next((template for pattern, template in self._templates if pattern.fullmatch(path)), next(named, path))
 
-    def _no_route(self, method: str, path: bytes) -> ServiceError:
-        shown = path[:200].decode("ascii", "replace")
-        if self._allowed(path):
-            return MethodNotAllowed(f"{shown} does not take {method}.")
-        return RouteNotFound(f"Unknown request URL: {method} {shown}.")
-
-
-def _request_id(scope: Scope) -> bytes:
-    return accept_request_id(dict(scope["headers"]).get(b"x-request-id")).encode()
+    def _has_slash_too_many(self, path: str) -> bool:
+        return (
+            path.endswith("/")
+            and self._template_of(path) == path
+            and not path.startswith("/admin/")
+            and bool(self._allowed(path[:-1]))
+        )
 
 
-def _api_body_too_large() -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {MAX_API_BODY_BYTES} bytes.")
-
-
-async def _redirect(scope: Scope, send: Send, path: bytes) -> None:
-    """As the engine's own server, for a path with a slash too many at its end."""
-    query = scope["query_string"]
+def _redirect(request: HttpRequest) -> None:
+    """As the engine's own server."""
+    path = request.path[:-1].encode("latin-1")
     headers = [
-        (b"location", path + (b"?" + query if query else b"")),
+        (b"location", path + (b"?" + request.query if request.query else b"")),
         (b"content-length", b"0"),
-        (b"x-request-id", _request_id(scope)),
+        (b"x-request-id", _request_id(request)),
     ]
-    await send({"type": "http.response.start", "status": 307, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+    request.response.send(307, headers, b"")
+
+
+def _shown(path: str) -> str:
+    return path[:200].encode("latin-1").decode("ascii", "replace")
+
+
+def _request_id(request: HttpRequest) -> bytes:
+    return accept_request_id(request.headers.get(b"x-request-id")).encode()

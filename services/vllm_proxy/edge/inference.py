@@ -1,30 +1,24 @@
-"""The hot endpoint: an engine route as raw ASGI. Read, admit, send to a host, wait until the client has it all."""
+"""The hot endpoint: an engine route. Peek into the body, have it admitted, hand it to a host."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 from vllm_proxy.api.auth.v1 import auth_pb2
-from vllm_proxy.common.engine_routes import EngineRoute, ErrorShape, ModelIn
+from vllm_proxy.common.engine_routes import EngineRoute, ModelIn, engine_path
 from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.common.ids import accept_request_id, accept_traceparent
 from vllm_proxy.common.response_ids import tag_of
-from vllm_proxy.edge.admission import AdmissionGivenUp, AdmissionRefused, Settlement, rate_limit_headers
+from vllm_proxy.edge.admission import Settlement, rate_limit_headers, refusal
 from vllm_proxy.edge.answer_limit import with_limit
 from vllm_proxy.edge.content_coding import decoded
 from vllm_proxy.edge.credentials import api_key_sha256, client_is_local
-from vllm_proxy.edge.errors import HeaderList, error_response
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext
 from vllm_proxy.edge.form_body import peek_form
-from vllm_proxy.edge.http_protocol import connection_of
-from vllm_proxy.edge.media_urls import refuse_private
+from vllm_proxy.edge.http_request import HttpRequest
+from vllm_proxy.edge.media_urls import may_name_urls, refuse_private
 from vllm_proxy.edge.model_names import ModelNames, form_with_model, with_model
 from vllm_proxy.edge.prompt_script import script_of
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestFacts, log_request
-from vllm_proxy.edge.request_body import BodyPeek, ClientGone, peek, read_body
-from vllm_proxy.edge.response_writer import Message, Receive, Scope, Send
-from vllm_proxy.edge.stepping import Finished, Suspended, step
+from vllm_proxy.edge.request_body import BodyPeek, peek
 
 #: The request headers that an engine needs. Never Authorization, Origin or Cookie.
 _FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta")
@@ -35,130 +29,175 @@ class InferenceEndpoint:
         self._context = context
         config = context.config
         self._names = ModelNames(context.hosts.table, config.model_aliases, config.default_model)
+        self.max_body_bytes = config.max_body_bytes
 
-    async def __call__(self, route: EngineRoute, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        context = self._context
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+    def body_limit_bytes(self, request: HttpRequest) -> int:
+        """Raises InvalidApiKey for a request without a key, before it sends its body."""
+        api_key_sha256(request.headers)
+        return self.max_body_bytes
+
+    def handle(self, request: HttpRequest, route: EngineRoute) -> None:
+        _Admission(self._context, self._names, request, self._facts(request, route)).begin()
+
+    def refuse(self, request: HttpRequest, route: EngineRoute, error: ServiceError) -> None:
+        """Answers a request that auth is not even asked about."""
+        _refuse(self._context, request, self._facts(request, route), error)
+
+    def _facts(self, request: HttpRequest, route: EngineRoute) -> RequestFacts:
+        headers = request.headers
         request_id = accept_request_id(headers.get(b"x-request-id"))
-        request = RequestFacts(
+        return RequestFacts(
             request_id=request_id,
             route=route,
-            path=path,
-            query=scope["query_string"],
+            path=engine_path(route, request.path),
+            query=request.query,
             headers=[(name, headers[name]) for name in _FORWARDED if name in headers],
             traceparent=accept_traceparent(headers.get(b"traceparent")),
-            started_at=context.clock(),
+            started_at=self._context.clock(),
             answer_headers=[(b"x-request-id", request_id.encode())],
         )
+
+
+class _Admission:
+    """A request on its way to a host: the ResponseOwner until its Exchange is. What has to wait for more than the auth
+    service, which few requests do, waits in a task."""
+
+    __slots__ = (
+        "_asked_at",
+        "_client_left",
+        "_context",
+        "_facts",
+        "_is_open_ended",
+        "_lease_id",
+        "_names",
+        "_request",
+        "_seq",
+    )
+
+    def __init__(self, context: ExchangeContext, names: ModelNames, request: HttpRequest, facts: RequestFacts) -> None:
+        self._context = context
+        self._names = names
+        self._request = request
+        self._facts = facts
+        self._asked_at = 0.0
+        self._seq = 0
+        self._lease_id = ""
+        self._is_open_ended = False
+        self._client_left = False
+
+    def begin(self) -> None:
+        self._request.response.owner = self
+        coding = self._request.headers.get(b"content-encoding")
+        if coding is None:
+            self._ask()
+        else:
+            self._context.spawn(self._unpack(coding), "unpack")
+
+    async def _unpack(self, coding: bytes) -> None:
+        request = self._request
         try:
-            key = api_key_sha256(headers)
-            request.body = await read_body(
-                receive,
-                headers.get(b"content-length"),
-                context.config.max_body_bytes,
-                context.config.body_timeout_s,
-            )
-            if (coding := headers.get(b"content-encoding")) is not None:
-                request.body = await decoded(request.body, coding, context.config.max_body_bytes)
-            # Whether the client leaves shows in `receive` from now on.
-            watch = step(receive())
-            leaves = watch.waiting_for if isinstance(watch, Suspended) else None
-            lease_id = await self._admit(request, key, client_is_local(scope, headers), leaves)
-            await self._refuse_private_media(request, lease_id)
-        except (ClientGone, AdmissionGivenUp):
-            self._finished(request, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
-            return
-        except AdmissionRefused as e:
-            request.answer_headers += rate_limit_headers(e.answer)
-            request.limit, request.limit_scope = e.answer.limit_name, e.answer.limit_scope
-            await self._refuse(request, send, e.error)
-            return
+            request.replace_body(await decoded(request.body, coding, self._context.config.max_body_bytes))
         except ServiceError as e:
-            await self._refuse(request, send, e)
+            self._refuse(e)
             return
-        if isinstance(watch, Finished) or watch.ready:
-            context.auth.settle(Settlement(lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, request.model or ""))
-            self._finished(request, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
-            return
-        exchange = Exchange(context, request, lease_id, send, connection_of(scope))
-        try:
-            exchange.begin()
-            # Servers answer http.disconnect when the connection has ended and also when the response is complete.
-            message: Message = await watch
-            while message["type"] != "http.disconnect":
-                message = await receive()
-        except asyncio.CancelledError:
-            # The server's last word at a stop. This coroutine is its task's root, so nobody above needs to know.
-            exchange.shut_down()
-        finally:
-            exchange.client_left()
+        if not self._client_left:
+            self._ask()
 
-    async def _admit(
-        self, request: RequestFacts, key: bytes, is_local: bool, leaves: asyncio.Future[Any] | None
-    ) -> str:
-        """The lease. Raises AdmissionRefused, AuthUnavailable, InvalidRequest."""
-        body = _peek(request)
-        request.model = self._names.meant(body.model)
-        if request.model is not None and request.model != body.model:
-            _rename(request, request.model)
-        if request.route.of_response:
-            request.holder_tag = tag_of(request.path.split("/")[3])
+    def _ask(self) -> None:
+        context, request, facts = self._context, self._request, self._facts
+        try:
+            body = _peek(request, facts.route)
+            facts.model = self._names.meant(body.model)
+            if facts.model is not None and facts.model != body.model:
+                _rename(request, facts)
+        except ServiceError as e:
+            self._refuse(e)
+            return
+        self._is_open_ended = _is_open_ended(facts.route, body)
+        if facts.route.of_response:
+            facts.holder_tag = tag_of(facts.path.split("/")[3])
         elif body.previous_response_id:
-            request.holder_tag = tag_of(body.previous_response_id)
-        asked = auth_pb2.AdmitRequest(
-            api_key_sha256=key,
-            operation=auth_pb2.OPERATION_INFERENCE,
-            request_id=request.request_id,
-            model=request.model or "",
-            prompt_tokens_estimate=body.prompt_tokens,
-            prompt_bytes=body.prompt_bytes,
-            prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
-            response_tokens=body.response_tokens,
-            choices=body.choices,
-            client_is_local=is_local,
-            names_no_model=request.route.model_in is ModelIn.NOWHERE,
+            facts.holder_tag = tag_of(body.previous_response_id)
+        self._asked_at = context.clock()
+        self._seq = context.auth.ask(
+            auth_pb2.AdmitRequest(
+                api_key_sha256=api_key_sha256(request.headers),
+                operation=auth_pb2.OPERATION_INFERENCE,
+                request_id=facts.request_id,
+                model=facts.model or "",
+                prompt_tokens_estimate=body.prompt_tokens,
+                prompt_bytes=body.prompt_bytes,
+                prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
+                response_tokens=body.response_tokens,
+                choices=body.choices,
+                client_is_local=client_is_local(request.origin, request.headers),
+                names_no_model=facts.route.model_in is ModelIn.NOWHERE,
+            ),
+            self._answered,
         )
-        asked_at = self._context.clock()
-        try:
-            answer = await self._context.auth.admit(asked, leaves)
-        except AdmissionRefused as e:
-            request.key_id, request.user = e.answer.key_id, e.answer.user
-            raise
-        request.admission_s = self._context.clock() - asked_at
-        self._context.metrics.admission_s.add(request.admission_s)
-        request.key_id, request.user = answer.key_id, answer.user
-        request.answer_headers += rate_limit_headers(answer)
-        request.priority, request.reserved_tokens = answer.priority, answer.reserved_tokens
-        if answer.HasField("max_response_tokens") and _is_open_ended(request.route, body):
-            try:
-                request.body = with_limit(request.body, request.route.limits[0], answer.max_response_tokens)
-            except ServiceError:
-                self._context.auth.settle(
-                    Settlement(answer.lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, request.model or "")
-                )
-                raise
-        return answer.lease_id
 
-    async def _refuse_private_media(self, request: RequestFacts, lease_id: str) -> None:
-        """Raises InvalidRequest. After the admission: looking names up is not for strangers."""
-        if self._context.config.allow_private_media_urls or request.route.model_in is not ModelIn.BODY:
+    def _answered(self, answer: auth_pb2.AdmitResponse | ServiceError) -> None:
+        context, request, facts = self._context, self._request, self._facts
+        if isinstance(answer, ServiceError):
+            self._refuse(answer)
             return
+        facts.key_id, facts.user = answer.key_id, answer.user
+        facts.answer_headers += rate_limit_headers(answer)
+        if not answer.admitted:
+            facts.limit, facts.limit_scope = answer.limit_name, answer.limit_scope
+            self._refuse(refusal(answer))
+            return
+        self._lease_id = answer.lease_id
+        facts.admission_s = context.clock() - self._asked_at
+        context.metrics.admission_s.add(facts.admission_s)
+        facts.priority, facts.reserved_tokens = answer.priority, answer.reserved_tokens
+        if answer.HasField("max_response_tokens") and self._is_open_ended:
+            try:
+                request.replace_body(with_limit(request.body, facts.route.limits[0], answer.max_response_tokens))
+            except ServiceError as e:
+                self._refuse(e)
+                return
+        may_look_in = not context.config.allow_private_media_urls and facts.route.model_in is ModelIn.BODY
+        if may_look_in and may_name_urls(request.body):
+            # After the admission: looking names up is not for strangers.
+            context.spawn(self._check_media(), "media")
+        else:
+            self._hand_over()
+
+    async def _check_media(self) -> None:
         try:
-            await refuse_private(request.body)
-        except BaseException:
-            self._context.auth.settle(Settlement(lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, request.model or ""))
-            raise
+            await refuse_private(self._request.body)
+        except ServiceError as e:
+            self._refuse(e)
+            return
+        if not self._client_left:
+            self._hand_over()
 
-    async def _refuse(self, request: RequestFacts, send: Send, error: ServiceError) -> None:
-        self._finished(request, error.http_status, error.reason, error.retry_after_s)
-        await send_error(send, error, request.answer_headers, request.route.errors)
+    def _hand_over(self) -> None:
+        Exchange(self._context, self._facts, self._lease_id, self._request).begin()
 
-    def _finished(self, request: RequestFacts, status: int, reason: str, retry_after_s: float | None = None) -> None:
-        """Accounts for a request that never got to a host."""
-        model = self._context.model_label(request)
-        self._context.metrics.requests[request.route.name, model, status, reason] += 1
-        duration_s = self._context.clock() - request.started_at
-        log_request(request, status, duration_s, reason=reason, retry_after_s=retry_after_s)
+    def _refuse(self, error: ServiceError) -> None:
+        if not self._client_left:
+            self._give_lease_back()
+            self._request.response.owner = None
+            _refuse(self._context, self._request, self._facts, error)
+
+    def _give_lease_back(self) -> None:
+        if self._lease_id:
+            model = self._facts.model or ""
+            self._context.auth.settle(Settlement(self._lease_id, 1, auth_pb2.OUTCOME_NOT_SENT, model))
+
+    # ResponseOwner
+
+    def written(self, size_bytes: int) -> None: ...
+
+    def sent(self) -> None: ...
+
+    def client_left(self) -> None:
+        self._client_left = True
+        self._context.auth.abandon(self._seq)
+        self._give_lease_back()
+        _account(self._context, self._facts, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
 
 
 def _is_open_ended(route: EngineRoute, body: BodyPeek) -> bool:
@@ -166,33 +205,38 @@ def _is_open_ended(route: EngineRoute, body: BodyPeek) -> bool:
     return bool(route.limits) and (body.response_tokens is None or (not body.response_tokens and len(route.limits) > 1))
 
 
-def _peek(request: RequestFacts) -> BodyPeek:
+def _peek(request: HttpRequest, route: EngineRoute) -> BodyPeek:
     """Raises InvalidRequest."""
-    match request.route.model_in:
+    match route.model_in:
         case ModelIn.BODY:
-            return peek(request.body, request.route.work, request.route.limits)
+            return peek(request.body, route.work, route.limits)
         case ModelIn.FORM:
-            return peek_form(request.body, dict(request.headers).get(b"content-type", b""))
+            return peek_form(request.body, request.headers.get(b"content-type", b""))
         case ModelIn.NOWHERE:
             return BodyPeek(response_tokens=0)
 
 
-def _rename(request: RequestFacts, model: str) -> None:
-    """Makes the body name the model that is meant."""
-    match request.route.model_in:
+def _rename(request: HttpRequest, facts: RequestFacts) -> None:
+    """Makes the body name the model that is meant. Raises NoCapacity."""
+    assert facts.model is not None
+    match facts.route.model_in:
         case ModelIn.BODY:
-            request.body = with_model(request.body, model)
+            request.replace_body(with_model(request.body, facts.model))
         case ModelIn.FORM:
-            content_type = dict(request.headers).get(b"content-type", b"")
-            request.body = form_with_model(request.body, content_type, model)
+            content_type = request.headers.get(b"content-type", b"")
+            request.replace_body(form_with_model(request.body, content_type, facts.model))
         case ModelIn.NOWHERE:
-            request.model = None
+            facts.model = None
 
 
-async def send_error(
-    send: Send, error: ServiceError, extra: HeaderList | None = None, shape: ErrorShape = ErrorShape.OPENAI
+def _refuse(context: ExchangeContext, request: HttpRequest, facts: RequestFacts, error: ServiceError) -> None:
+    _account(context, facts, error.http_status, error.reason, error.retry_after_s)
+    request.response.send_error(error, facts.answer_headers, facts.route.errors)
+
+
+def _account(
+    context: ExchangeContext, facts: RequestFacts, status: int, reason: str, retry_after_s: float | None = None
 ) -> None:
-    """Answers a request with an error."""
-    status, headers, body = error_response(error, extra, shape)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    """Accounts for a request that never got to a host."""
+    context.metrics.requests[facts.route.name, context.model_label(facts), status, reason] += 1
+    log_request(facts, status, context.clock() - facts.started_at, reason=reason, retry_after_s=retry_after_s)

@@ -31,7 +31,6 @@ class RequestFacts:
     traceparent: str
     started_at: float
     model: str | None = None
-    body: bytes = b""
     #: Of the host that holds the stored response that it needs; see common/response_ids.py.
     holder_tag: str = ""
     #: How long the auth service took to answer.

@@ -1,11 +1,10 @@
-"""Reads a request's body within its limits, and peeks at the few fields that admission and routing need.
+"""Peeks at the few fields of a request's body that admission and routing need.
 
 The body itself is forwarded untouched: its schema is the engine's.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from dataclasses import dataclass, replace
@@ -14,9 +13,6 @@ from typing import Any
 import msgspec
 
 from vllm_proxy.common.engine_routes import Work
-from vllm_proxy.common.errors import BodyTooSlow, RequestTooLarge
-from vllm_proxy.edge.response_writer import Message, Receive
-from vllm_proxy.edge.stepping import Finished, step
 
 #: What an inline image, sound or video is estimated at, instead of its base64 text.
 TOKENS_PER_MEDIA = 1024
@@ -29,10 +25,6 @@ MAX_BUILT_BYTES = 256 * 1024
 MAX_UINT32 = 2**32 - 1
 #: What limits an answer on one route or another, the newer names first.
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-
-
-class ClientGone(Exception):
-    """The client left before its request was complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +66,6 @@ _decode_fields = msgspec.json.Decoder(_Fields).decode
 _decode_string = msgspec.json.Decoder(str).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-async def read_body(receive: Receive, content_length: bytes | None, limit_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. Raises RequestTooLarge, BodyTooSlow, ClientGone."""
-    if content_length is not None and content_length.isdigit() and int(content_length) > limit_bytes:
-        raise _too_large(limit_bytes)
-    first = step(receive())
-    if isinstance(first, Finished) and not first.value.get("more_body", False):
-        return _piece(first.value, limit_bytes)
-    pieces: list[bytes] = []
-    room = limit_bytes
-    try:
-        async with asyncio.timeout(timeout_s):
-            message = first.value if isinstance(first, Finished) else await first
-            while True:
-                pieces.append(piece := _piece(message, room))
-                room -= len(piece)
-                if not message.get("more_body", False):
-                    break
-                message = await receive()
-    except TimeoutError:
-        raise BodyTooSlow from None
-    except RequestTooLarge:
-        raise _too_large(limit_bytes) from None
-    return b"".join(pieces)
-
-
-def _piece(message: Message, room_bytes: int) -> bytes:
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    piece: bytes = message.get("body", b"")
-    if len(piece) > room_bytes:
-        raise _too_large(room_bytes)
-    return piece
-
-
-def _too_large(limit_bytes: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {limit_bytes} bytes.")
 
 
 def peek(body: bytes, work: Work = Work.GENERATE, limits: tuple[str, ...] = _LIMITS) -> BodyPeek:

@@ -1,8 +1,6 @@
-"""The head of an answer: the engine's status and headers, less what is not for the client, plus what the edge adds."""
+"""The headers of an answer: the engine's, less what is not for the client, plus what the edge adds."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from vllm_proxy.edge.errors import HeaderList
 
@@ -17,24 +15,15 @@ _CORS = b"access-control-"
 EVENT_STREAM = b"text/event-stream"
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    status: int
-    headers: HeaderList
-    is_event_stream: bool
-    #: The announced length of the body; -1 if there is none.
-    body_bytes: int
-
-
-def response_head(status: int, engine_headers: HeaderList, own_headers: HeaderList) -> ResponseHead:
+def client_headers(engine_headers: HeaderList, own_headers: HeaderList) -> tuple[HeaderList, bool]:
+    """The headers that the client gets, and whether they announce a stream of events."""
     kept = [pair for pair in engine_headers if pair[0] not in _DROPPED and not pair[0].startswith(_CORS)]
-    kept += own_headers
     named = dict(kept)
     is_event_stream = named.get(b"content-type", b"").startswith(EVENT_STREAM)
+    kept += own_headers
     if is_event_stream:
         # Proxies on the way must neither gather events nor keep them.
         kept.append((b"x-accel-buffering", b"no"))
         if b"cache-control" not in named:
             kept.append((b"cache-control", b"no-cache"))
-    length = named.get(b"content-length", b"")
-    return ResponseHead(status, kept, is_event_stream, int(length) if length.isdigit() else -1)
+    return kept, is_event_stream

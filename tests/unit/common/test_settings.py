@@ -140,6 +140,7 @@ def test_an_empty_value_is_told_what_it_should_be(load, text: str, said: str) ->
         ("auth: {store: 'redis:me:secret@db'}", "auth.store: must be sqlite:PATH or the URL of a Redis"),
         ("auth: {address: 'a:1,b:2'}", "auth.address: a list has ip:port only, not 'a:1'"),
         ("auth: {address: '10.0.0.1:1,10.0.0.2:1'}", "auth.address: several replicas need a store that they share"),
+        ("edge: {max_buffered_bytes: 1000}", "edge.max_buffered_bytes: must be at least edge.max_body_bytes"),
         ("vllm_host: 0.0.0.0", "vllm_host: must be loopback"),
         ("sglang_host: example.org", "sglang_host: must be loopback"),
         ("fastapi_port: 8002\nvllm: {start_cmd: vllm serve m}", "vllm_port: 8002 is fastapi_port too"),

@@ -1,4 +1,4 @@
-"""The other sides of an edge worker, scripted: a client's transport, an auth service, a host, a session."""
+"""The other sides of an edge worker, scripted: an auth service, a host, a session."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc.aio
+from tests.unit.edge.http_peer import Client
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -50,67 +51,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class Client:
-    """A client's end of the ASGI protocol. `paused` makes sends wait, as a full transport does."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self._open = asyncio.Event()
-        self._open.set()
-        self.unsent = 0
-        self.closed = False
-        self.aborted = False
-        self.corked = False
-
-    @property
-    def paused(self) -> bool:
-        return not self._open.is_set()
-
-    @paused.setter
-    def paused(self, value: bool) -> None:
-        if value:
-            self._open.clear()
-        else:
-            self._open.set()
-
-    async def send(self, message: Any) -> None:
-        if not self._open.is_set():
-            await self._open.wait()
-        self.messages.append(message)
-
-    def unsent_bytes(self) -> int:
-        return self.unsent
-
-    def cork(self) -> None:
-        assert not self.corked
-        self.corked = True
-
-    def uncork(self) -> None:
-        self.corked = False
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    @property
-    def status(self) -> int:
-        return self.messages[0]["status"]  # type: ignore[no-any-return]
-
-    @property
-    def headers(self) -> dict[bytes, bytes]:
-        return dict(self.messages[0]["headers"])
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(message["body"] for message in self.messages[1:])
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.messages) and self.messages[-1].get("more_body") is False
 
 
 class ScriptedSession:
@@ -207,10 +147,10 @@ class Bench:
             traceparent="",
             started_at=self.clock.now,
             model="m",
-            body=b"{}",
             answer_headers=[(b"x-request-id", b"req-1")],
         )
-        self.exchange = Exchange(self.context, request, "lease-1", self.client.send, self.client)
+        self.client.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+        self.exchange = Exchange(self.context, request, "lease-1", self.client.request)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine, name=name)

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
 import httpx
 import pytest
+from tests.unit.edge.http_peer import LIMITS, HttpxTransport
 
+from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.edge.cors import Cors
+from vllm_proxy.edge.http_request import HttpRequest
+from vllm_proxy.edge.http_server import HttpServer
 
 PAGE = "https://chat.example"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
 
 
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": b"hello"})
+class Door:
+    def body_limit_bytes(self, request: HttpRequest) -> int:
+        return 100
+
+    def handle(self, request: HttpRequest) -> None:
+        request.response.send(200, [(b"content-type", b"text/plain")], b"hello")
+
+    def refuse(self, request: HttpRequest, error: ServiceError) -> None:
+        request.response.send_error(error)
 
 
 async def ask(origins: list[str], method: str, **headers: str) -> httpx.Response:
     named = {key.replace("_", "-"): value for key, value in headers.items()}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(Cors(app, origins)), base_url="http://edge") as http:
+    transport = HttpxTransport(HttpServer(Cors(Door(), origins), LIMITS, time.monotonic))
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as http:
         return await http.request(method, "/v1/models", headers=named)
 
 

@@ -14,7 +14,7 @@ from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.common.errors import AuthUnavailable, QuotaExceeded, RateLimited
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import Grpc
-from vllm_proxy.edge.admission import AdmissionGivenUp, AdmissionRefused, AuthClient, Settlement, rate_limit_headers
+from vllm_proxy.edge.admission import AdmissionRefused, AuthClient, Settlement, rate_limit_headers
 
 QUICK = Grpc(reconnect_min_s=0.001, reconnect_max_s=0.01)
 
@@ -129,17 +129,15 @@ async def test_waiter_that_is_cancelled_leaves_no_lease(answered: bool) -> None:
 
 async def test_whoever_gives_up_says_so_and_forgets_it_once_that_is_heard() -> None:
     async with client_and_peer() as (client, peer):
-        leaves: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        asking = asyncio.create_task(client.admit(ask(), leaves))
+        answers: list[object] = []
+        seq = client.ask(ask(), answers.append)
         await eventually(lambda: peer.admits)
-        seq = peer.admits[0].seq
-        leaves.set_result(None)
-        with pytest.raises(AdmissionGivenUp):
-            await asking
+        client.abandon(seq)
         await eventually(lambda: [list(m.cancel_admit_seqs) for m in peer.read if m.cancel_admit_seqs] == [[seq]])
         await peer.answer(admits=[auth_pb2.AdmitResponse(seq=seq)])
         await eventually(lambda: not client._orphans)
         assert not peer.settles
+        assert answers == []
 
 
 async def test_waiter_that_left_before_there_was_a_stream_is_never_sent() -> None:

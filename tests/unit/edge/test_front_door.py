@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import grpc.aio
 import httpx
 import pytest
-from tests.unit.edge.edge_peers import Client, Clock, ScriptedSession, edge_config
+from tests.unit.edge.edge_peers import Clock, ScriptedSession, edge_config, eventually
+from tests.unit.edge.http_peer import Client, HttpxTransport
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.router.v1 import router_pb2 as pb
@@ -29,11 +29,11 @@ from vllm_proxy.common.errors import (
 from vllm_proxy.common.maintenance import LogFolder
 from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.common.rpc.status import to_status
-from vllm_proxy.edge.admission import AdmissionRefused
 from vllm_proxy.edge.exchange import ExchangeContext
 from vllm_proxy.edge.fastapi_app import build_api, routes_of
 from vllm_proxy.edge.fleet_logs import FleetLogs
-from vllm_proxy.edge.front_door import EdgeApp
+from vllm_proxy.edge.front_door import FrontDoor
+from vllm_proxy.edge.http_server import HttpLimits, HttpServer
 from vllm_proxy.edge.inference import InferenceEndpoint
 from vllm_proxy.edge.metrics import EdgeMetrics
 from vllm_proxy.edge.routes.admin import admin_router
@@ -51,20 +51,47 @@ class Admitting:
     def __init__(self) -> None:
         self.asked: list[auth_pb2.AdmitRequest] = []
         self.settlements: list[Any] = []
+        self.abandoned: list[int] = []
         self.refusal: ServiceError | None = None
         self.user = "u"
         self.limits = auth_pb2.RateLimitState(limit=10, remaining=9, reset_ms=6_000)
 
-    async def admit(self, request: auth_pb2.AdmitRequest, give_up: object = None) -> auth_pb2.AdmitResponse:
+    def ask(self, request: auth_pb2.AdmitRequest, answered: Any) -> int:
         self.asked.append(request)
-        if isinstance(self.refusal, AuthUnavailable):
-            raise self.refusal
-        answer = auth_pb2.AdmitResponse(
-            admitted=self.refusal is None, lease_id="l1", key_id="k1", user=self.user, requests=self.limits
-        )
+        refusal = self.refusal
+        if isinstance(refusal, AuthUnavailable):
+            self._later(answered, refusal)
+        elif refusal is not None:
+            wait_ms = None if refusal.retry_after_s is None else int(refusal.retry_after_s * 1000)
+            self._later(
+                answered,
+                auth_pb2.AdmitResponse(
+                    reason=refusal.reason,
+                    message=refusal.message,
+                    limit_name=refusal.metadata.get("limit", ""),
+                    retry_after_ms=wait_ms,
+                    requests=self.limits,
+                ),
+            )
+        else:
+            self._later(
+                answered,
+                auth_pb2.AdmitResponse(admitted=True, lease_id="l1", key_id="k1", user=self.user, requests=self.limits),
+            )
+        return len(self.asked)
+
+    def _later(self, answered: Any, answer: Any) -> None:
+        asyncio.get_running_loop().call_soon(lambda: None if self.abandoned else answered(answer))
+
+    def abandon(self, seq: int) -> None:
+        self.abandoned.append(seq)
+
+    async def admit(self, request: auth_pb2.AdmitRequest) -> auth_pb2.AdmitResponse:
+        """For FastAPI's routes."""
+        self.asked.append(request)
         if self.refusal is not None:
-            raise AdmissionRefused(self.refusal, answer)
-        return answer
+            raise self.refusal
+        return auth_pb2.AdmitResponse(admitted=True, user=self.user)
 
     def settle(self, settlement: Any) -> None:
         self.settlements.append(settlement)
@@ -145,7 +172,7 @@ class Stub:
 
 @dataclass
 class Edge:
-    app: EdgeApp
+    server: HttpServer
     http: httpx.AsyncClient
     auth: Admitting
     hosts: FakeHosts
@@ -156,11 +183,13 @@ class Edge:
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     auth, hosts, tasks = Admitting(), FakeHosts(), set()
-    config = replace(edge_config(), max_header_bytes=4096, max_body_bytes=1000, model_aliases={"gpt": "m"})
+    config = replace(edge_config(), max_body_bytes=1000, model_aliases={"gpt": "m"})
+    limits = HttpLimits(4096, 1_000_000, receive_timeout_s=60, keep_alive_timeout_s=75)
 
     def spawn(coroutine: Any, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         tasks.add(task)
+        task.add_done_callback(tasks.discard)
         return task
 
     metrics = EdgeMetrics()
@@ -192,11 +221,13 @@ async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
         ),
     )
     api = build_api(routers)
-    app = EdgeApp(InferenceEndpoint(context), api, routes_of(api, routers), config.max_header_bytes)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://edge", headers=KEY) as http:
-        yield Edge(app, http, auth, hosts, router_service, services)
-    assert not tasks
+    door = FrontDoor(InferenceEndpoint(context), api, routes_of(api, routers), spawn)
+    server = HttpServer(door, limits, context.clock)
+    async with httpx.AsyncClient(transport=HttpxTransport(server), base_url="http://edge", headers=KEY) as http:
+        yield Edge(server, http, auth, hosts, router_service, services)
+    await eventually(lambda: not tasks)
+    assert not server.connections
+    assert server.bodies.used_bytes == 0
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -214,7 +245,8 @@ async def test_engine_routes(edge: Edge, path: str) -> None:
     assert headers["x-request-id"] == "mine"
     assert headers["x-engine"] == "kept"
     assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-reset-requests"]) == ("10", "6s")
-    assert not {"access-control-allow-origin", "date", "transfer-encoding"} & headers.keys()
+    assert not {"access-control-allow-origin", "transfer-encoding"} & headers.keys()
+    assert headers["date"] != "then"
     ((_, envelope, body, _),) = edge.hosts.sessions["a"].started
     assert envelope.path == "/v1/" + path.removeprefix("/v1").lstrip("/")
     assert body == response.request.content
@@ -281,21 +313,13 @@ async def test_anthropics_clients(edge: Edge) -> None:
     ],
 )
 async def test_everything_else_is_not_there(edge: Edge, path: str) -> None:
-    # Asked by hand: HTTP libraries tidy paths up. The server gives both spellings.
-    client = Client()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": unquote(path),
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"authorization", b"sk-good")],
-        "client": ("127.0.0.1", 1),
-    }
-    await edge.app(scope, client.send, client.send)  # type: ignore[arg-type]  # nothing is received
+    # Asked by hand: HTTP libraries tidy paths up.
+    client = Client(server=edge.server)
+    client.get(path, "authorization: sk-good", method="POST")
     assert client.status == 404
-    assert json.loads(client.body)["error"]["code"] == "unknown_url"
+    assert client.answer.error["code"] == "unknown_url"
     assert edge.auth.asked == []
+    client.leave()
 
 
 @pytest.mark.parametrize(
@@ -440,11 +464,11 @@ async def test_only_the_operator_sees_where_a_model_lies(edge: Edge) -> None:
     assert (await edge.http.get("/v1/models/org/base")).content == card
     assert card in (await edge.http.get("/v1/models")).content
     for path in ("/v1/models/nobody", "/v1/models/..", "/v1/models/org/base/x", "/v1/models//org/base"):
-        client = Client()
-        scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
-        scope |= {"headers": [(b"authorization", b"sk-good")], "client": ("127.0.0.1", 1)}
-        await edge.app(scope, client.send, client.send)  # type: ignore[arg-type]  # nothing is received
-        assert (client.status, json.loads(client.body)["error"]["code"]) == (404, "model_not_found")
+        client = Client(server=edge.server)
+        client.get(path, "authorization: sk-good")
+        await eventually(lambda client=client: client.complete)
+        assert (client.status, client.answer.error["code"]) == (404, "model_not_found")
+        client.leave()
     assert (await edge.http.delete("/v1/models/org/base")).headers["allow"] == "GET"
 
 
@@ -464,6 +488,31 @@ async def test_health(edge: Edge) -> None:
     assert (await edge.http.get("/health")).status_code == 200
     edge.services["auth"] = False
     assert (await edge.http.get("/health")).status_code == 503
+
+
+async def test_client_that_leaves_while_it_is_admitted_leaves_no_lease(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(server=edge.server)
+    body = json.dumps(CHAT).encode()
+    with caplog.at_level("INFO"):
+        client.get("/v1/completions", "authorization: sk-good", f"content-length: {len(body)}", method="POST")
+        client.send(body)
+        client.leave()
+    assert edge.auth.abandoned == [1]
+    (line,) = [record for record in caplog.records if record.message == "request"]
+    assert (line.__dict__["fields"]["status"], line.__dict__["fields"]["reason"]) == (499, "CLIENT_GONE")
+    assert edge.hosts.sessions["a"].started == []
+
+
+async def test_request_without_a_key_is_refused_before_its_body(edge: Edge) -> None:
+    client = Client(server=edge.server)
+    client.get("/v1/completions", "content-length: 500", method="POST")
+    assert client.status == 401
+    client.send(b"x" * 500)
+    client.get("/health")
+    await eventually(lambda: len(client.answers) == 2)
+    client.leave()
 
 
 async def test_metrics(edge: Edge) -> None:

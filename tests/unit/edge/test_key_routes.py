@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 import httpx
 import pytest
+from tests.unit.edge.http_peer import LIMITS, HttpxTransport
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.api.router.v1 import router_pb2
@@ -17,7 +21,8 @@ from vllm_proxy.common.errors import AdapterNotFound, KeyIsDeclared, KeyNotFound
 from vllm_proxy.common.rpc.status import to_status
 from vllm_proxy.edge.admission import AdmissionRefused
 from vllm_proxy.edge.fastapi_app import build_api, routes_of
-from vllm_proxy.edge.front_door import EdgeApp
+from vllm_proxy.edge.front_door import FrontDoor
+from vllm_proxy.edge.http_server import HttpServer
 from vllm_proxy.edge.routes.admin import admin_router
 from vllm_proxy.edge.routes.audit import audit_router
 from vllm_proxy.edge.routes.keys import keys_router
@@ -72,6 +77,7 @@ class Admitting:
 class Edge:
     def __init__(self) -> None:
         self.auth = Admitting()
+        self.tasks: set[asyncio.Task[None]] = set()
         self.service = AuthService()
         self.router_service = AuthService()
         auth: Any = self.auth
@@ -84,12 +90,18 @@ class Edge:
             audit_router(auth, service, 1.0),
         )
         self.api = build_api(routers)
-        app = EdgeApp(None, self.api, routes_of(self.api, routers), 8192)  # type: ignore[arg-type]
+        door = FrontDoor(None, self.api, routes_of(self.api, routers), self._spawn)  # type: ignore[arg-type]
         self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app, raise_app_exceptions=False, client=("127.0.0.1", 1)),
+            transport=HttpxTransport(HttpServer(door, replace(LIMITS, max_buffered_bytes=1 << 20), time.monotonic)),
             base_url="http://edge",
             headers={"authorization": "Bearer sk-admin"},
         )
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
     @property
     def asked(self) -> Any:

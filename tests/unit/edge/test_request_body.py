@@ -1,67 +1,18 @@
-"""What the edge reads of a body, and how it reads one."""
+"""What the edge reads of a body."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import Any
 
 import pytest
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.engine_routes import EDGE_ROUTES, Work
-from vllm_proxy.common.errors import BodyTooSlow, InvalidRequest, RequestTooLarge
+from vllm_proxy.common.errors import InvalidRequest
 from vllm_proxy.edge import request_body
 from vllm_proxy.edge.answer_limit import with_limit
 from vllm_proxy.edge.prompt_script import script_of
-from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, ClientGone, peek, read_body
-
-
-def messages(*pieces: bytes) -> Any:
-    queue = [
-        {"type": "http.request", "body": piece, "more_body": index < len(pieces) - 1}
-        for index, piece in enumerate(pieces)
-    ]
-
-    async def receive() -> Any:
-        return queue.pop(0) if queue else {"type": "http.disconnect"}
-
-    return receive
-
-
-async def test_body_in_pieces_is_joined() -> None:
-    assert await read_body(messages(b"ab", b"cd", b""), None, 100, 1) == b"abcd"
-    assert await read_body(messages(b"abcd"), b"4", 100, 1) == b"abcd"
-
-
-@pytest.mark.parametrize("pieces", [(b"abcdef",), (b"abc", b"def")])
-async def test_body_over_the_limit_is_refused(pieces: tuple[bytes, ...]) -> None:
-    with pytest.raises(RequestTooLarge, match="5 bytes"):
-        await read_body(messages(*pieces), None, 5, 1)
-
-
-async def test_announced_length_over_the_limit_is_refused_unread() -> None:
-    async def receive() -> Any:
-        raise AssertionError("read")
-
-    with pytest.raises(RequestTooLarge):
-        await read_body(receive, b"6", 5, 1)
-
-
-async def test_client_that_leaves_while_it_sends() -> None:
-    async def receive() -> Any:
-        return {"type": "http.disconnect"}
-
-    with pytest.raises(ClientGone):
-        await read_body(receive, None, 5, 1)
-
-
-async def test_slow_body_has_a_deadline() -> None:
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    with pytest.raises(BodyTooSlow):
-        await read_body(receive, None, 5, 0.001)
+from vllm_proxy.edge.request_body import TOKENS_PER_MEDIA, BodyPeek, peek
 
 
 def test_peek_reads_what_admission_needs() -> None:
