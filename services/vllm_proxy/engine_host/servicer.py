@@ -75,14 +75,17 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
             while True:
                 await changed.wait()
                 changed.clear()
-                if stream.head is not None:
-                    head, stream.head = stream.head, None
-                    await context.write(pb.InferResponse(head=head))
+                if stream.head_bytes:
+                    response = pb.InferResponse()
+                    stream.fill_head(response.head)
+                    await context.write(response)
                 while piece := stream.take_data(MAX_PIECE_BYTES):
                     await context.write(pb.InferResponse(data=piece))
                     stream.grant(len(piece))
-                if stream.ended and stream.head is None and not stream.has_data:
-                    await context.write(pb.InferResponse(end=stream.end_frame()))
+                if stream.ended and not stream.has_data:
+                    response = pb.InferResponse()
+                    stream.fill_end(response.end)
+                    await context.write(response)
                     return
         finally:
             stream.stop(auth_pb2.OUTCOME_CANCELLED)

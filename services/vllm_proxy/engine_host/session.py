@@ -167,25 +167,23 @@ class HostSession:
         A request that has more stands at the end of the queue for the next message.
         """
         ready = self._ready
-        heads: list[pb.HeadFrame] = []
+        message = pb.SessionResponse()
+        heads, ends = message.heads, message.ends
         ids: list[int] = []
         data: list[bytes] = []
         prompt_tokens: list[int] = []
         completion_tokens: list[int] = []
-        ends: list[pb.EndFrame] = []
         room = MAX_BATCH_BYTES
         for _ in range(len(ready)):
             if room <= 0:
                 break
             stream = ready.popleft()
-            if stream.head is not None:
-                size = stream.head.ByteSize() + ENTRY_BYTES
-                if size > room and heads:
+            if stream.head_bytes:
+                if stream.head_bytes > room and heads:
                     ready.appendleft(stream)
                     break
-                room -= size
-                heads.append(stream.head)
-                stream.head = None
+                room -= stream.head_bytes
+                stream.fill_head(heads.add())
             if piece := stream.take_data(min(room, MAX_PIECE_BYTES)):
                 ids.append(stream.stream_id)
                 data.append(piece)
@@ -195,20 +193,18 @@ class HostSession:
             if stream.has_data:
                 ready.append(stream)
             elif stream.ended:
-                frame = stream.end_frame()
-                ends.append(frame)
+                frame = ends.add()
+                stream.fill_end(frame)
                 room -= frame.ByteSize() + ENTRY_BYTES
                 del self._streams[stream.stream_id]
             else:
                 stream.queued = False
-        return pb.SessionResponse(
-            heads=heads,
-            data_stream_ids=ids,
-            data=data,
-            data_prompt_tokens=prompt_tokens,
-            data_completion_tokens=completion_tokens,
-            ends=ends,
-        )
+        if ids:
+            message.data_stream_ids.extend(ids)
+            message.data.extend(data)
+            message.data_prompt_tokens.extend(prompt_tokens)
+            message.data_completion_tokens.extend(completion_tokens)
+        return message
 
     def _break(self) -> None:
         """The edge is out of reach: its running requests end, and all its ends are the settler's."""

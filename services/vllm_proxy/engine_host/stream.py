@@ -45,6 +45,9 @@ DROPPED_RESPONSE_HEADERS = frozenset((b"connection", b"keep-alive", b"transfer-e
 _ID_PREFIX = secrets.token_hex(8)
 _id_numbers = itertools.count(1)
 
+#: What a header costs on the wire besides its text, and a head besides its headers.
+HEADER_BYTES = 16
+
 _CLIENT = ("127.0.0.1", 0)
 _SERVER = ("127.0.0.1", 80)
 
@@ -71,6 +74,7 @@ class RequestStream:
         "_complete",
         "_credit_waiter",
         "_disconnected",
+        "_head",
         "_inbound",
         "_kill_timer",
         "_on_end",
@@ -85,7 +89,7 @@ class RequestStream:
         "envelope",
         "error",
         "first_byte_at",
-        "head",
+        "head_bytes",
         "meter",
         "outcome",
         "queued",
@@ -108,8 +112,9 @@ class RequestStream:
         self.meter = UsageMeter()
         #: Set by the owner of `on_ready` while the stream stands in its queue.
         self.queued = False
-        #: The head that still has to be written.
-        self.head: pb.HeadFrame | None = None
+        #: The size of the head that still has to be written; 0: there is none.
+        self.head_bytes = 0
+        self._head: list[tuple[bytes, bytes]] = []
         self.status = 0
         self.first_byte_at: float | None = None
         self.ended = False
@@ -219,15 +224,26 @@ class RequestStream:
         pieces = self._pieces
         return bool(pieces) and (self._balance >= 0 or sum(map(len, pieces)) + self._balance > 0)
 
-    def end_frame(self) -> pb.EndFrame:
-        error = self.error
-        return pb.EndFrame(
-            stream_id=self.stream_id,
-            usage=usage_of(self.meter),
-            outcome=self.outcome,
-            reason=error.reason if error else "",
-            message=error.message if error else "",
-        )
+    def fill_head(self, frame: pb.HeadFrame) -> None:
+        """Takes the head out. Field by field, into its place in a message: a third of what constructors cost."""
+        frame.stream_id = self.stream_id
+        frame.status = self.status
+        for name, value in self._head:
+            header = frame.headers.add()
+            header.name = name
+            header.value = value
+        self._head, self.head_bytes = [], 0
+
+    def fill_end(self, frame: pb.EndFrame) -> None:
+        frame.stream_id = self.stream_id
+        frame.outcome = self.outcome
+        meter, usage = self.meter, frame.usage
+        usage.prompt_tokens = meter.prompt_tokens
+        usage.cached_tokens = meter.cached_tokens
+        usage.completion_tokens = meter.completion_tokens
+        if (error := self.error) is not None:
+            frame.reason = error.reason
+            frame.message = error.message
 
     # To the application.
 
@@ -291,12 +307,12 @@ class RequestStream:
                 self._end(auth_pb2.OUTCOME_FINISHED, None)
         elif message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [
-                pb.Header(name=name, value=value)
-                for name, value in ((name.lower(), value) for name, value in message.get("headers", ()))
-                if name not in DROPPED_RESPONSE_HEADERS and not name.startswith(b"access-control-")
-            ]
-            self.head = pb.HeadFrame(stream_id=self.stream_id, status=self.status, headers=headers)
+            for name, value in message.get("headers", ()):
+                name = name.lower()
+                if name not in DROPPED_RESPONSE_HEADERS and not name.startswith(b"access-control-"):
+                    self._head.append((name, value))
+                    self.head_bytes += len(name) + len(value) + HEADER_BYTES
+            self.head_bytes += HEADER_BYTES
             self._announce()
 
     async def _credit(self) -> None:

@@ -32,9 +32,7 @@ def stream() -> Stream:
 @pytest.fixture
 def log(stream: Stream) -> logging.Logger:
     log = logging.Logger("a", logging.INFO)
-    handler = LineHandler(stream)
-    handler.setFormatter(JsonFormatter("s"))
-    log.addHandler(handler)
+    log.addHandler(LineHandler(stream, JsonFormatter("s")))
     return log
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_proxy.common.logging import JsonFormatter, setup_logging
+from vllm_proxy.common.logging import JsonFormatter, log_fields, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,20 @@ def test_a_second_setup_does_not_write_twice(capsys: pytest.CaptureFixture[str])
 def test_the_time_is_utc_with_milliseconds() -> None:
     record = logging.makeLogRecord({"created": 1.5, "msecs": 500.0, "msg": "m", "levelname": "INFO", "name": "n"})
     assert json.loads(JsonFormatter("auth").format(record))["time"] == "1970-01-01T00:00:01.500Z"
+
+
+def test_a_line_of_fields_is_the_same_whether_or_not_somebody_else_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging("edge", "INFO")
+    log = logging.getLogger("vllm_proxy.edge.x")
+    fields = {"request_id": "r-1", "status": 200, "host": None}
+    log_fields(log, "request", fields)
+    logging.getLogger().addHandler(logging.NullHandler())
+    log_fields(log, "request", fields)
+    alone, beside = lines(capsys)
+    for line in (alone, beside):
+        assert line.pop("time").endswith("Z")
+    assert alone == beside
+    assert alone["event"] == "request"
+    logging.getLogger().setLevel("WARNING")
+    log_fields(log, "request", fields)
+    assert lines(capsys) == []
