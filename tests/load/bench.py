@@ -194,15 +194,16 @@ def run(plan: Plan) -> Results:
     results = Results()
     load = LoadGenerator()
     try:
-        with subjects(STREAM_SIM) as taking_turns:
-            for turn in range(plan.rounds):
-                _progress(f"streams, round {turn + 1} of {plan.rounds}")
-                for streams in plan.streams:
-                    for subject in _rotated(taking_turns, turn):
-                        cpu_us, rate = measure_cpu(load, subject, streams, stream=True, window_s=plan.window_s)
-                        results.add_cpu(f"{streams} streams", subject.name, cpu_us, rate)
-                    alone = engine_alone_us(STREAM_SIM, streams, stream=True, window_s=plan.window_s)
-                    results.add_engine(f"{streams} streams", alone)
+        if plan.streams:
+            with subjects(STREAM_SIM) as taking_turns:
+                for turn in range(plan.rounds):
+                    _progress(f"streams, round {turn + 1} of {plan.rounds}")
+                    for streams in plan.streams:
+                        for subject in _rotated(taking_turns, turn):
+                            cpu_us, rate = measure_cpu(load, subject, streams, stream=True, window_s=plan.window_s)
+                            results.add_cpu(f"{streams} streams", subject.name, cpu_us, rate)
+                        alone = engine_alone_us(STREAM_SIM, streams, stream=True, window_s=plan.window_s)
+                        results.add_engine(f"{streams} streams", alone)
         with subjects(UNARY_SIM) as taking_turns:
             for turn in range(plan.rounds):
                 _progress(f"requests, round {turn + 1} of {plan.rounds}")
@@ -250,7 +251,9 @@ def main() -> int:
     parser.add_argument(
         "--window-s", type=float, default=Plan().window_s, help="one measurement (default: %(default)s)"
     )
-    parser.add_argument("--streams", type=_numbers, default=Plan().streams, help="streams at once, e.g. 1,32,256")
+    parser.add_argument(
+        "--streams", type=_numbers, default=Plan().streams, help="streams at once, e.g. 1,32,256; '' leaves them out"
+    )
     parser.add_argument("--connections", type=_numbers, default=Plan().connections, help="of unary requests, e.g. 1,32")
     parser.add_argument("--samples", type=int, default=Plan().samples, help="of each latency (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results", help="folder for the JSON")
