@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.integration.conftest import StartCluster
-from tests.support.cluster import ADMIN, Cluster
+from tests.support.adapter_files import write_adapter
+from tests.support.cluster import ADMIN, Cluster, free_port
 from tests.support.process import SERVICES_ROOT
+from tests.support.proxyctl import proxyctl
+from tests.support.site import Site
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-instruct"
@@ -22,6 +27,16 @@ _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 @pytest.fixture(scope="module")
 def cluster(start_cluster: StartCluster) -> Cluster:
     return start_cluster({"sim": {"model": MODEL, "adapters": ["pirate"]}})
+
+
+@pytest.fixture
+def own_site() -> Iterator[Site]:
+    """An installation that the page's own commands start."""
+    site = Site({"sim": {"model": MODEL}, "fastapi_host": "127.0.0.1"}, port=free_port())
+    (site.root / "config" / "api_keys.json").unlink()
+    yield site
+    proxyctl(site, "stop")
+    site.remove()
 
 
 def commands(page: str) -> str:
@@ -58,3 +73,40 @@ def test_keys_and_usage(cluster: Cluster, tmp_path: Path) -> None:
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert (tmp_path / "usage.csv").read_text().startswith("hour,key,requests,")
     assert ended.stdout.count('"object"') >= 8
+
+
+def test_quick_start_and_adapters(own_site: Site) -> None:
+    """From `make start` to `make stop`, the simulated engine in the place of vLLM."""
+    before, stop, after = commands("QUICKSTART.md").partition("make stop")
+    script = "\n".join([before, commands("LORA_USAGE_EXAMPLES.md"), commands("LOG_ROTATION.md"), stop, after])
+    for adapter in ("pirate", "robot"):
+        write_adapter(own_site.root / "adapters" / adapter, base=MODEL)
+    root = shlex.quote(str(ROOT))
+    for written, meant in (
+        ("curl ", "curl -sS --fail-with-body "),
+        ("http://localhost:8001", own_site.url),
+        ("make demo-lora", ""),
+        ("make ", f"make -C {root} "),
+        ("scripts/", f"{root}/scripts/"),
+    ):
+        assert written in script
+        script = script.replace(written, meant)
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", _without_the_engines_port(script)],
+        cwd=own_site.root,
+        env={**os.environ, "CONFIG": str(own_site.config_path)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert ended.stdout.count('"object":"chat.completion"') == 1 + len(
+        re.findall('"model": "(?:pirate|robot)"', script)
+    )
+    assert "Success: LoRA adapter 'pirate' removed" in ended.stdout
+
+
+def _without_the_engines_port(script: str) -> str:
+    """The simulated engine has none."""
+    return re.sub(r"^curl[^\n]*:8002(?:[^\n]*\\\n)*[^\n]*\n", "", script, flags=re.MULTILINE)
