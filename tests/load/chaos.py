@@ -116,7 +116,6 @@ class Chaos:
         self.random = random.Random(plan.seed)
         self.report = Report(plan)
         self.received: dict[str, int] = {}
-        self.orphans: set[str] = set()
         self.killed_at_ms: dict[int, int] = {}
         self._next: list[str] = []
         self._stop = False
@@ -182,7 +181,7 @@ class Chaos:
         if service.running:
             pid = service.pid
             await asyncio.to_thread(service.kill)
-            if kind == "host":
+            if kind != "auth":
                 self.killed_at_ms[pid] = time.time_ns() // 1_000_000
         await asyncio.sleep(pause_s)
         for dead in cluster.services:
@@ -201,7 +200,6 @@ class Chaos:
                     answer = await self._request(KEYS[name], label, dice)
             except (ResponseBroken, OSError):
                 answer = "broken"
-                self.orphans.add(label)
             except TimeoutError:
                 answer = "hung"
                 self.report.hung += 1
@@ -261,7 +259,7 @@ class Chaos:
     def _judge(self, book: Book) -> None:
         report, killed = self.report, self.killed_at_ms
         journal = produced(self.cluster.root / "journal")
-        report.balance = balance(book, journal, self.received, killed, self.orphans)
+        report.balance = balance(book, journal, self.received, killed)
         report.limits["concurrency of `few`"] = most_at_once(book, account("few")), CONCURRENT
         report.limits["requests over the rate of `paced`"] = most_over_rate(book, account("paced"), QPS, QPS), 0
         over, overrun = tokens_over_rate(book, account("metered"), TOKENS_PER_MINUTE, TOKENS_PER_MINUTE)

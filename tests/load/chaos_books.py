@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,10 +148,9 @@ def balance(
     engines: Mapping[str, Sequence[Produced]],
     received: Mapping[str, int],
     killed_at_ms: Mapping[int, int],
-    orphans: Collection[str],
 ) -> Balance:
-    """`received`: tokens that each request's client has. `killed_at_ms`: hosts that were killed. `orphans`: requests
-    whose edge was killed with them; if their host was too, nobody is left who could say what they used."""
+    """`received`: tokens that each request's client has. `killed_at_ms`: edges and hosts that were killed. If both of a
+    request's are before its settlement is durable, nobody is left who could say what it used."""
     result = Balance()
     settled: dict[str, int] = defaultdict(int)
     closed_at_ms: dict[str, list[int]] = defaultdict(list)
@@ -163,7 +162,9 @@ def balance(
             closed_at_ms[row.lease_id].append(row.settled_at_ms)
         result.corrections += not row.closes
         result.lapsed += row.closes and not row.attempt
+    edges: dict[str, int] = {}
     for lease in book.admissions:
+        edges[lease.request_id] = int(lease.owner_id.split("-")[-2])
         if len(closed_at_ms[lease.lease_id]) != 1:
             name = "lease closed twice" if closed_at_ms[lease.lease_id] else "lease never closed"
             result.fault(name, lease.request_id)
@@ -180,7 +181,7 @@ def balance(
             result.on_killed_hosts += 1
             if settled[label] > total:
                 result.fault("settled > journal", f"{told}, {runs}")
-            elif settled[label] < received.get(label, 0) and label in orphans:
+            elif settled[label] < received.get(label, 0) and killed_at_ms.get(edges[label], last_ms) < last_ms:
                 result.nobody_left += 1
             elif settled[label] < received.get(label, 0):
                 result.fault("settled < received", f"{told}, {runs}")
