@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 import anthropic
 import openai
 import pytest
-from tests.parity.corpus import BASE, MESSAGES, PROMPT, QUESTION, SCHEMA
+from tests.parity.corpus import BASE, MESSAGES, PROMPT, QUESTION
 from tests.support.cluster import ADMIN, ALICE, BOB, ApiKey, Cluster
 from tests.support.http_client import Client
 
 #: Anthropic's client has no parameter for it any more.
 GREEDY = {"temperature": 0}
-TOOL = {"name": "look_up", "description": "Looks up.", "input_schema": SCHEMA}
 
 
 def openai_client(gateway: Cluster, key: ApiKey = ALICE) -> openai.AsyncOpenAI:
@@ -104,14 +103,6 @@ async def test_anthropics_messages(gateway: Cluster, claude: anthropic.AsyncAnth
     assert used.completion_tokens == answer.usage.output_tokens + whole.usage.output_tokens == 8
     counted = await claude.messages.count_tokens(model=BASE, messages=QUESTION)
     assert counted.input_tokens == answer.usage.input_tokens
-
-
-async def test_anthropics_tools(claude: anthropic.AsyncAnthropic) -> None:
-    answer = await claude.messages.create(
-        model=BASE, messages=QUESTION, max_tokens=40, extra_body=GREEDY, tools=[TOOL], tool_choice={"type": "any"}
-    )
-    (called,) = (block for block in answer.content if block.type == "tool_use")
-    assert called.name == "look_up"
 
 
 async def test_anthropics_errors(gateway: Cluster, claude: anthropic.AsyncAnthropic) -> None:
