@@ -158,7 +158,10 @@ class Settler:
                 try:
                     await self._session(stub)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as e:
-                    # The second is how an intercepted call (with a token) tells of a peer that is gone.
+                    # The second is how an intercepted call (with a token) tells of a peer that is gone, and what it
+                    # makes of a cancellation.
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        raise asyncio.CancelledError from None
                     # Once for each time that it goes away, not for each try.
                     level = logging.DEBUG if out_of_reach else logging.WARNING
                     log.log(level, "auth session ended", extra={"detail": str(e), "unsettled": len(self._pending)})

@@ -66,7 +66,7 @@ async def test_settling_survives_a_restart_of_the_auth_service() -> None:
         other = await rig.edge("edge-2")
         await other.start(lease_id="b")
         await other.leave()
-        assert len(rig.service.settler) >= 1
+        await eventually(lambda: len(rig.service.settler) == 2, "both wait")
         rig.auth.silent = False
         rig.auth.settled.clear()
         await rig.auth.start()
@@ -105,6 +105,27 @@ async def test_books_are_bounded() -> None:
         assert {"l1", "l2", "late"} <= {s.lease_id for s in rig.auth.settled}
         task.cancel()
         await asyncio.wait((task,))
+
+
+async def test_a_cancellation_while_a_session_opens_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(INTERNAL_TOKEN_VARIABLE, "secret")
+    settler = Settler(f"unix:{tmp_path}/nobody.sock", Grpc(), "owner", limit=3)
+    opening = asyncio.Event()
+    session = Settler._session
+
+    async def announced(self: Settler, stub: Any) -> None:
+        opening.set()
+        await session(self, stub)
+
+    monkeypatch.setattr(Settler, "_session", announced)
+    settler.submit([_end("l")])
+    task = asyncio.create_task(settler.run())
+    await opening.wait()
+    task.cancel()
+    await asyncio.wait((task,), timeout=10)
+    assert task.cancelled()
 
 
 async def test_settling_outlives_an_absent_auth_service_also_with_a_token(
