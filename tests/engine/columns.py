@@ -45,6 +45,8 @@ class Column:
     mixed_answers: int = 100
     #: Whether loaded adapters stay in memory, whatever becomes of their files.
     keeps_adapters: bool = False
+    #: Whether typed generation has token ids.
+    tells_token_ids: bool = True
 
     @property
     def name(self) -> str:
@@ -114,6 +116,7 @@ COLUMNS: tuple[Column, ...] = (
         # Its figures of load are told every few steps.
         load_is_known_within_s=6.0,
         core="sglang.launch_server",
+        tells_token_ids=False,
     ),
 )
 

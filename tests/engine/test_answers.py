@@ -34,7 +34,9 @@ async def test_completions_and_typed_generation(voices: EngineClient) -> None:
         typed = (await voices.http.post("/test/generate", json=body)).json()
         assert voice(typed["text"]) == model
         assert typed["finish_reason"] == "stop"
-        assert typed["meter"]["completion_tokens"] == typed["token_ids"]
+        counted = typed["meter"]["completion_tokens"]
+        assert counted > 0
+        assert typed["token_ids"] == (counted if voices.engine.column.tells_token_ids else 0)
 
 
 @pytest.mark.row("log probabilities, n=2")
