@@ -219,14 +219,16 @@ class EnginePeer(engine_pb2_grpc.EngineServiceServicer):
         self.ended = 0
         self._context: Any = None
         self._broken = asyncio.Event()
+        # The edge may have read a message before its write is over here, and gRPC takes one write at a time.
+        self._writing = asyncio.Lock()
 
     async def Session(self, _request: Any, context: Any) -> None:
         self.sessions += 1
         self._context = context
         self._broken = broken = asyncio.Event()
-        await context.write(
-            engine_pb2.SessionResponse(welcome=engine_pb2.SessionWelcome(host="h", incarnation=f"h-{self.sessions}"))
-        )
+        welcome = engine_pb2.SessionWelcome(host="h", incarnation=f"h-{self.sessions}")
+        async with self._writing:
+            await context.write(engine_pb2.SessionResponse(welcome=welcome))
 
         async def reading() -> None:
             while (message := await context.read()) is not grpc.aio.EOF:
@@ -241,7 +243,8 @@ class EnginePeer(engine_pb2_grpc.EngineServiceServicer):
         self.ended += 1
 
     async def say(self, **fields: Any) -> None:
-        await self._context.write(engine_pb2.SessionResponse(**fields))
+        async with self._writing:
+            await self._context.write(engine_pb2.SessionResponse(**fields))
 
     def break_session(self) -> None:
         self._broken.set()
