@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 from vllm_proxy.auth.keys import ApiKey
@@ -60,13 +61,24 @@ class Path(NamedTuple):
 
 
 class Account(Scope):
-    __slots__ = ("_max_response_tokens", "_model_patterns", "_model_scopes", "_paths", "balance", "key", "path",
+    __slots__ = ("_max_response_tokens", "_model_patterns", "_model_scopes", "_paths", "_sums", "key", "path",
                  "policy", "user")  # fmt: skip
 
     def __init__(self, balance: Balance) -> None:
         super().__init__("key", "of this API key")
-        self.balance = balance
         self.total_tokens = balance.charged_tokens
+        # The rest of the balance: prompt, cached and completion tokens, requests, Unix milliseconds of the last one.
+        # An array, since numbers of a million accounts that are objects each lie all over the memory.
+        self._sums = array(
+            "q",
+            (
+                balance.prompt_tokens,
+                balance.cached_tokens,
+                balance.completion_tokens,
+                balance.requests,
+                balance.last_used_ms,
+            ),
+        )
         #: What it was configured by; None: not yet.
         self.key: ApiKey | None = None
         self.policy: Policy | None = None
@@ -134,14 +146,17 @@ class Account(Scope):
 
     def charge_usage(self, used: Usage, charged: int, requests: int, calendar: Calendar) -> None:
         """Adds to what the key has used. Differences may be negative."""
-        balance = self.balance
-        balance.prompt_tokens += used.prompt
-        balance.cached_tokens += used.cached
-        balance.completion_tokens += used.completion
-        balance.requests += requests
-        balance.charged_tokens += charged
-        balance.last_used_ms = calendar.now_ms
+        sums = self._sums
+        sums[0] += used.prompt
+        sums[1] += used.cached
+        sums[2] += used.completion
+        sums[3] += requests
+        sums[4] = calendar.now_ms
         self.charge(charged, calendar)
+
+    def balance(self) -> Balance:
+        prompt, cached, completion, requests, last_used_ms = self._sums
+        return Balance(prompt, cached, completion, requests, self.total_tokens, last_used_ms)
 
 
 def _path(scopes: tuple[Scope, ...], max_response_tokens: int | None) -> Path:

@@ -91,7 +91,7 @@ class Accounts:
         if key.quota is not None and key.quota_period is not None:
             resets_at_ms = calendar.day_end_ms if key.quota_period == "day" else calendar.month_end_ms
         used = scope.used_tokens(calendar)
-        return Holding(scope.balance, scope.running, scope.reserved_tokens, used, resets_at_ms)
+        return Holding(scope.balance(), scope.running, scope.reserved_tokens, used, resets_at_ms)
 
     def user(self, name: str, now_ns: int) -> User:
         user = self._users.get(name)
@@ -123,7 +123,9 @@ class Accounts:
     def _take_up(self, scope: Scope, period_tokens: tuple[int, int] | None) -> None:
         if period_tokens is not None and self._stored_at is not None:
             scope.day_start_ms, scope.month_start_ms = self._stored_at.day_start_ms, self._stored_at.month_start_ms
-            scope.day_tokens, scope.month_tokens = period_tokens
+            day_tokens, month_tokens = period_tokens
+            scope.day_start_tokens = scope.total_tokens - day_tokens
+            scope.month_start_tokens = scope.total_tokens - month_tokens
 
 
 def _add(sums: dict, name: bytes | str, day_tokens: int, month_tokens: int) -> None:  # type: ignore[type-arg]

@@ -136,19 +136,29 @@ class ReservingBucket(Bucket):
     reservation, which leaks from the top. The slices at and below a reservation are what has never run dry since
     it came, and what is taken back comes off them, from its own slice downwards. The result equals a replay with
     the true numbers, exactly, at amortised constant cost.
+
+    Under the stack lies what came before every open reservation: one number. A bucket that nobody holds anything of
+    is only a level, like any other.
     """
 
-    __slots__ = ("_settled", "_top")
+    __slots__ = ("_ground", "_open", "_settled", "_top")
 
     def __init__(self, rate: Rate, now_ns: int) -> None:
         super().__init__(rate, now_ns)
         self._top: Reservation | None = None
+        #: The level under the stack; counts only while somebody holds something.
+        self._ground = 0
+        self._open = 0
         self._settled = 0
 
     def reserve(self, events: int, now_ns: int) -> Reservation:
         """Counts events that may be put right by `settle`."""
-        super().add(events, now_ns)
+        self.advance(now_ns)
+        if not self._open:
+            self._ground = self.level
+        self._open += 1
         held = events * self.rate.unit
+        self.level += held
         reservation = Reservation(self, events, held, self._top)
         if held:
             if self._top is not None:
@@ -159,7 +169,10 @@ class ReservingBucket(Bucket):
         return reservation
 
     def add(self, events: int, now_ns: int) -> None:
-        self._close(self.reserve(events, now_ns))
+        if self._open:
+            self._close(self.reserve(events, now_ns))
+        else:
+            super().add(events, now_ns)
 
     def settle(self, reservation: Reservation, events: int, now_ns: int) -> None:
         """Puts a reservation right, once. Fewer events are taken back; more are counted now, as debt if need be."""
@@ -172,13 +185,19 @@ class ReservingBucket(Bucket):
             taken = min(surplus, node.held)
             surplus -= taken
             self._take(node, taken)
+        if surplus > 0:
+            self._take_ground(surplus)
         self._close(reservation)
         if surplus < 0:
             self.add(events - reservation.events, now_ns)
 
     def change_rate(self, rate: Rate, now_ns: int) -> None:
         self.advance(now_ns)
-        level, node = 0, self._top
+        if not self._open:
+            super().change_rate(rate, now_ns)
+            return
+        level = self._ground = self._ground * rate.unit // self.rate.unit
+        node = self._top
         while node is not None:
             node.held = node.held * rate.unit // self.rate.unit
             level += node.held
@@ -186,10 +205,19 @@ class ReservingBucket(Bucket):
         self.rate, self.level = rate, level
 
     def _leak(self, amount: int) -> None:
+        if not self._open:
+            super()._leak(amount)
+            return
         while amount > 0 and self._top is not None:
             taken = min(amount, self._top.held)
             amount -= taken
             self._take(self._top, taken)
+        self._take_ground(amount)
+
+    def _take_ground(self, amount: int) -> None:
+        taken = min(amount, self._ground)
+        self.level -= taken
+        self._ground -= taken
 
     def _take(self, node: Reservation, amount: int) -> None:
         self.level -= amount
@@ -221,7 +249,11 @@ class ReservingBucket(Bucket):
 
     def _close(self, reservation: Reservation) -> None:
         reservation.open = False
-        if not reservation.drained:
+        self._open -= 1
+        if not self._open:
+            # Nothing can be put right any more, so that it does not matter which slice leaks first.
+            self._top, self._ground, self._settled = None, 0, 0
+        elif not reservation.drained:
             self._settled += 1
             if self._settled > _MAX_SETTLED:
                 self._merge_settled()

@@ -15,10 +15,10 @@ UNLIMITED = Limits()
 class Scope:
     __slots__ = (
         "day_start_ms",
-        "day_tokens",
+        "day_start_tokens",
         "limits",
         "month_start_ms",
-        "month_tokens",
+        "month_start_tokens",
         "name",
         "quota",
         "quota_period",
@@ -42,10 +42,10 @@ class Scope:
         #: Open leases, and the tokens that they hold of the quota.
         self.running = 0
         self.reserved_tokens = 0
-        #: Tokens that were charged: ever, and in the day and month that began then.
+        #: Tokens that were charged ever, and how many that were when the last day and month with charges began.
         self.total_tokens = 0
-        self.day_start_ms = self.day_tokens = 0
-        self.month_start_ms = self.month_tokens = 0
+        self.day_start_ms = self.day_start_tokens = 0
+        self.month_start_ms = self.month_start_tokens = 0
 
     @property
     def is_limited(self) -> bool:
@@ -129,8 +129,8 @@ class Scope:
         if self.quota_period is None:
             return self.total_tokens
         if self.quota_period == "day":
-            return self.day_tokens if self.day_start_ms == calendar.day_start_ms else 0
-        return self.month_tokens if self.month_start_ms == calendar.month_start_ms else 0
+            return self.total_tokens - self.day_start_tokens if self.day_start_ms == calendar.day_start_ms else 0
+        return self.total_tokens - self.month_start_tokens if self.month_start_ms == calendar.month_start_ms else 0
 
     def quota_left(self, calendar: Calendar) -> int | None:
         if self.quota is None:
@@ -157,13 +157,11 @@ class Scope:
 
     def charge(self, tokens: int, calendar: Calendar) -> None:
         """Counts settled tokens; differences may be negative."""
-        self.total_tokens += tokens
         if self.day_start_ms != calendar.day_start_ms:
-            self.day_start_ms, self.day_tokens = calendar.day_start_ms, 0
+            self.day_start_ms, self.day_start_tokens = calendar.day_start_ms, self.total_tokens
             if self.month_start_ms != calendar.month_start_ms:
-                self.month_start_ms, self.month_tokens = calendar.month_start_ms, 0
-        self.day_tokens += tokens
-        self.month_tokens += tokens
+                self.month_start_ms, self.month_start_tokens = calendar.month_start_ms, self.total_tokens
+        self.total_tokens += tokens
 
     def start_again(self, at_ns: int) -> None:
         """Counts a request of before a restart; call in the order of time, like `spend_again`."""

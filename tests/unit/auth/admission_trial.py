@@ -182,6 +182,6 @@ class Trial:
                 assert real == (
                     reference.running(known_as), reference.reserved(known_as), reference.charged(known_as),
                 ), known_as  # fmt: skip
-            assert account.balance.charged_tokens == account.total_tokens
+            assert account.balance().charged_tokens == account.total_tokens
         still_open = {request.lease_id for request in self.reference.requests.values() if request.is_open}
         assert {lease.lease_id for lease in self.admission.book} == still_open

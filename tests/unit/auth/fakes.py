@@ -210,4 +210,4 @@ class Desk:
         return self.admission.account_of(key or self.key)
 
     def used(self, key: ApiKey | None = None) -> int:
-        return self.account(key).balance.charged_tokens
+        return self.account(key).balance().charged_tokens

@@ -279,7 +279,7 @@ def test_concurrent_requests_never_reserve_more_than_the_quota(steps: list[tuple
                 leases.append((decision.lease_id, decision.reserved_tokens, prompt))
         account = desk.account()
         assert account.reserved_tokens == sum(reserved for _, reserved, _ in leases)
-        assert account.balance.charged_tokens + account.reserved_tokens <= quota
+        assert account.balance().charged_tokens + account.reserved_tokens <= quota
         assert account.running == len(leases)
 
 
@@ -295,7 +295,7 @@ def test_an_edge_settles_once() -> None:
     assert (entry.user, entry.prompt_tokens, entry.completion_tokens) == ("alice", 10, 20)
     again = desk.settle(lease, 10, 999)
     assert again.applied and not again.records
-    assert desk.used() == 30 and desk.account().running == 0 and desk.account().balance.requests == 1
+    assert desk.used() == 30 and desk.account().running == 0 and desk.account().balance().requests == 1
 
 
 def test_an_unknown_lease_is_not_applied() -> None:
@@ -394,7 +394,7 @@ def test_a_hosts_count_corrects_an_edges_within_the_grace() -> None:
     (row,) = desk.settle(lease, 10, 55, source=Source.HOST).records
     assert isinstance(row, LedgerEntry) and not row.closes
     assert (row.prompt_tokens, row.completion_tokens, row.requests) == (0, 15, 0)
-    assert desk.used() == 65 and desk.account().balance.requests == 1
+    assert desk.used() == 65 and desk.account().balance().requests == 1
     assert desk.settle(lease, 10, 55, source=Source.HOST).records == []
     assert not desk.settle(lease, 10, 1).applied
 
@@ -426,7 +426,7 @@ def test_a_later_try_replaces_what_an_earlier_one_was_charged() -> None:
     assert desk.settle(lease, 10, 7, attempt=2).applied
     assert desk.used() == 17
     assert not desk.settle(lease, 10, 50, source=Source.HOST, attempt=1).applied
-    assert desk.used() == 17 and desk.account().balance.requests == 1
+    assert desk.used() == 17 and desk.account().balance().requests == 1
 
 
 def test_closed_leases_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +454,7 @@ def test_a_lease_that_nobody_renews_lapses_and_costs_nothing() -> None:
     assert desk.used() == 0 and desk.account().running == 0 and desk.account().reserved_tokens == 0
     # Its owner was only cut off: the truth is still taken.
     assert desk.settle(lease, 10, 20).applied
-    assert desk.used() == 30 and desk.account().running == 0 and desk.account().balance.requests == 1
+    assert desk.used() == 30 and desk.account().running == 0 and desk.account().balance().requests == 1
 
 
 def test_a_lease_that_lapses_is_charged_by_its_report() -> None:
@@ -505,7 +505,7 @@ def test_a_restart_goes_on_with_balances_leases_and_recent_settlements() -> None
         )
     )
     account = desk.account()
-    assert (account.balance.charged_tokens, account.running, account.reserved_tokens) == (300, 2, 150)
+    assert (account.balance().charged_tokens, account.running, account.reserved_tokens) == (300, 2, 150)
     refusal = desk.admit().refusal
     assert refusal is not None and refusal.limit_name == "concurrency"
     # 210 tokens leaked away in half a minute at 1000 a minute; 150 came three seconds ago, 50 of them are gone

@@ -85,7 +85,7 @@ async def test_admit_and_settle(service: Service) -> None:
     await call.write(pb.SessionRequest(settles=[truth(8, admitted.lease_id)]))
     (settled,) = (await call.read()).settles
     assert settled.seq == 8 and settled.applied
-    assert service.desk.used() == 15 and service.desk.account().balance.cached_tokens == 2
+    assert service.desk.used() == 15 and service.desk.account().balance().cached_tokens == 2
 
 
 async def test_the_first_message_may_carry_requests_too(service: Service) -> None:
@@ -278,7 +278,6 @@ async def _write_many(call: Any, message: pb.SessionRequest, times: int) -> None
 
 
 async def test_the_unary_forms(service: Service) -> None:
-    service.desk.account().balance.requests = 3
     admitted = await service.stub.Admit(service.ask(5, owner_id="tool"))
     assert admitted.admitted and admitted.seq == 5
     refused = await service.stub.Admit(pb.AdmitRequest(seq=6, api_key_sha256=b"", operation=pb.OPERATION_READ))
