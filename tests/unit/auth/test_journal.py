@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,36 +67,49 @@ def undated(book: dict[str, tuple[Balance, int, int]]) -> dict[str, tuple[Balanc
     return {user: (replace(balance, last_used_ms=0), *held) for user, (balance, *held) in book.items()}
 
 
-@given(EVENTS)
-def test_a_restart_finds_the_same_book(events: list[tuple]) -> None:
-    desk = Desk(*KEYS)
-    records: list[Record] = []
-    leases: list[str] = []
-    sessions = dict.fromkeys(OWNERS, 0)
-    for kind, *what in events:
+class Life:
+    """A desk to which events happen: what it wrote, and the leases that it gave."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(*KEYS)
+        self.records: list[Record] = []
+        self.leases: list[str] = []
+        self._sessions = dict.fromkeys(OWNERS, 0)
+
+    def happens(self, kind: str, *what: Any) -> list[Record]:
+        """Returns what it wrote of it."""
+        desk, before = self.desk, len(self.records)
         if kind == "admit":
             owner, key, response = what
             decision = desk.admit(key, owner=owner, response=response)
             if decision.record is not None:
-                records.append(decision.record)
-                leases.append(decision.lease_id)
-        elif kind == "settle" and leases:
+                self.records.append(decision.record)
+                self.leases.append(decision.lease_id)
+        elif kind == "settle" and self.leases:
             which, source, attempt, completion = what
-            verdict = desk.settle(leases[which % len(leases)], 10, completion, source=source, attempt=attempt)
-            records += verdict.records
+            lease_id = self.leases[which % len(self.leases)]
+            self.records += desk.settle(lease_id, 10, completion, source=source, attempt=attempt).records
         elif kind == "connect":
             desk.admission.book.owner_connected(what[0])
-            sessions[what[0]] += 1
-        elif kind == "disconnect" and sessions[what[0]]:
+            self._sessions[what[0]] += 1
+        elif kind == "disconnect" and self._sessions[what[0]]:
             desk.admission.book.owner_disconnected(what[0])
-            sessions[what[0]] -= 1
+            self._sessions[what[0]] -= 1
         elif kind == "renew":
-            desk.admission.book.renew(what[0], leases)
+            desk.admission.book.renew(what[0], self.leases)
         elif kind == "wait":
             desk.clock.advance(what[0])
-            records += desk.admission.tick()
+            self.records += desk.admission.tick()
+        return self.records[before:]
 
-        state = stored(records)
+
+@given(EVENTS)
+def test_a_restart_finds_the_same_book(events: list[tuple]) -> None:
+    life = Life()
+    desk = life.desk
+    for event in events:
+        life.happens(*event)
+        state = stored(life.records)
         running = {key.user: [lease for lease in state.leases if lease.account == key.digest] for key in KEYS}
         assert book(desk) == {
             key.user: (
@@ -110,10 +124,10 @@ def test_a_restart_finds_the_same_book(events: list[tuple]) -> None:
     again = Desk(*KEYS)
     again.clock = desk.clock
     again.admission._clock = again.admission.book._clock = desk.clock
-    again.admission.restore(stored(records))
+    again.admission.restore(stored(life.records))
     assert book(again) == book(desk)
     # The same late word changes the same in both.
-    for lease in leases:
+    for lease in life.leases:
         before, after = (one.settle(lease, 10, 77, source=Source.HOST, attempt=4) for one in (desk, again))
         assert before.applied == after.applied and len(before.records) == len(after.records)
     desk.clock.advance(100)
