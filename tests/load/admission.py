@@ -46,6 +46,7 @@ from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.redis_batch import Keys, pack
 from vllm_proxy.auth.redis_store import RedisStore
 from vllm_proxy.auth.session import Session
+from vllm_proxy.auth.sqlite_ledger import fold
 from vllm_proxy.auth.sqlite_store import SqliteStore
 from vllm_proxy.auth.store import Record, Store
 from vllm_proxy.common.lifecycle import GC_THRESHOLDS
@@ -197,6 +198,17 @@ async def sqlite_store(case: Case, folder: Path) -> Store:
     return opened()
 
 
+def folding_us(folder: Path, case: Case) -> float:
+    """CPU µs a settlement, for what the rounds left unfolded."""
+    with contextlib.closing(sqlite3.connect(folder / f"auth-{case.count}.db", isolation_level=None)) as db:
+        folded = "SELECT through_id FROM folded"
+        ((before,), cpu) = db.execute(folded).fetchone(), time.process_time()
+        for _ in range(20):
+            fold(db, 500)
+        ((after,), cpu) = db.execute(folded).fetchone(), time.process_time() - cpu
+    return cpu / max(1, after - before) * 1e6
+
+
 async def redis_store(case: Case, valkey: Valkey) -> Store:
     keys = Keys(case.config.redis.prefix)
     sums = pack([1, 0, 1, 1, 2, 1])
@@ -240,7 +252,10 @@ async def measure(stores: Sequence[str], keys: Sequence[int], pairs: int, rounds
                         results.setdefault((layer, case.name, case.count), []).append(measured)
         for case in cases:
             await case.store.close()
+        later = {case.count: folding_us(folder, case) for case in cases if case.name == "sqlite"}
     show(results, {case.count: case.bytes_per_key for case in cases})
+    for count, cost_us in later.items():
+        print(f"folded into the sums later, {count:,} keys: {cost_us:.1f} us a settlement")
 
 
 async def one_round(case: Case, layer: str, pairs: int) -> tuple[float, float, float]:

@@ -51,10 +51,14 @@ _BUSY_TIMEOUT_MS = 30_000
 _RECORDS_PER_CHECKPOINT = 50_000
 #: Ledger rows that are added to the sums at a time while requests wait: some 20 ms with a million keys.
 _ROWS_PER_FOLD = 500
-#: A fold is followed by so many times its own length without one, unless more records than these wait for it. A start
-#: folds what is left, a hundred thousand rows a second.
+#: A fold is followed by so many times its own length without one, unless more records than these wait for it: busy is
+#: a loop that computes more than that part of the time. A start folds what is left, a hundred thousand rows a second.
 _REST_PER_FOLD = 9
+_REST_WHILE_BUSY = 49
+_BUSY = 0.7
 _MAX_UNFOLDED_RECORDS = 1_000_000
+#: How often it is looked whether to fold while nobody writes.
+_FOLD_EVERY_S = 0.1
 #: Old ledger rows that are deleted at a time, after each fold.
 _ROWS_PER_FORGET = 1000
 _MS_PER_DAY = 86_400_000
@@ -85,7 +89,10 @@ class SqliteStore:
         self._copying: asyncio.Future[None] | None = None
         self._restart_wal = False
         self._fold_is_due = False
-        self._fold_not_before = 0.0
+        # The last fold: when it ended, on the loop's clock and that of its CPU time, and how long it took.
+        self._folded_at = self._folded_at_cpu = self._fold_took_s = 0.0
+        self._folding: asyncio.TimerHandle | None = None
+        self._closing = False
         self._unfolded_records = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -121,6 +128,9 @@ class SqliteStore:
             self._loop.call_soon(self._flush)
 
     async def close(self) -> None:
+        self._closing = True
+        if self._folding is not None:
+            self._folding.cancel()
         if not self.failed.done():
             idle: asyncio.Future[object] = asyncio.ensure_future(self._idle.wait())
             failed: asyncio.Future[object] = asyncio.ensure_future(asyncio.shield(self.failed))
@@ -159,7 +169,22 @@ class SqliteStore:
             self._written(batch)
 
     def _may_fold_now(self) -> bool:
-        return self._loop.time() >= self._fold_not_before or self._unfolded_records > _MAX_UNFOLDED_RECORDS
+        if self._unfolded_records > _MAX_UNFOLDED_RECORDS:
+            return True
+        rested_s = self._loop.time() - self._folded_at
+        if rested_s < self._fold_took_s * _REST_PER_FOLD:
+            return False
+        if rested_s >= self._fold_took_s * _REST_WHILE_BUSY:
+            return True
+        return time.thread_time() - self._folded_at_cpu < rested_s * _BUSY
+
+    def _keep_folding(self) -> None:
+        """Also while nobody writes."""
+        self._folding = None
+        if self._fold_is_due and not self._closing and not self.failed.done():
+            if not self._queue and not self._in_thread:
+                self.append((), lambda: None)
+            self._folding = self._loop.call_later(_FOLD_EVERY_S, self._keep_folding)
 
     def _write_in_thread(self, batch: list[_Queued], folds: bool = False) -> None:
         self._in_thread = True
@@ -174,8 +199,8 @@ class SqliteStore:
             self._fail(error)
         else:
             if folded:
-                self._fold_is_due, took_s = job.result()
-                self._fold_not_before = self._loop.time() + took_s * _REST_PER_FOLD
+                self._fold_is_due, self._fold_took_s = job.result()
+                self._folded_at, self._folded_at_cpu = self._loop.time(), time.thread_time()
                 self._unfolded_records -= 2 * _ROWS_PER_FOLD
                 if not self._fold_is_due:
                     self._unfolded_records = 0
@@ -194,6 +219,8 @@ class SqliteStore:
         self._copying = None
         if (error := copying.exception()) is None:
             self._restart_wal = self._fold_is_due = True
+            if self._folding is None:
+                self._keep_folding()
         elif isinstance(error, Exception):
             self._fail(error)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import sqlite3
@@ -239,6 +240,38 @@ async def test_checkpoints_happen_on_threads_and_lose_nothing(path: Path, monkey
     await db.store.close()
     state = await reloaded(path)
     assert state.leases == [] and state.balances == {ALICE: Balance(4000, 1600, 2000, 400, 6000, 2399)}
+
+
+async def test_the_rest_is_folded_while_nobody_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "_RECORDS_PER_CHECKPOINT", 20)
+    monkeypatch.setattr(sqlite_store, "_ROWS_PER_FOLD", 3)
+    monkeypatch.setattr(sqlite_store, "_FOLD_EVERY_S", 0)
+    db = Opened(path)
+    await db.write(*(record for number in range(20) for record in (opened(number), settled(number))))
+    with contextlib.closing(sqlite3.connect(path)) as reader:
+        async with asyncio.timeout(20):
+            while reader.execute("SELECT through_id FROM folded").fetchone() != (20,):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+    await db.store.close()
+
+
+async def test_folding_rests_longer_while_the_loop_is_busy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Opened(path).store
+    store._fold_took_s, cpu_s = 1.0, 0.0
+    monkeypatch.setattr(sqlite_store.time, "thread_time", lambda: cpu_s)
+
+    def may_fold(rested_s: float) -> bool:
+        store._folded_at = store._loop.time() - rested_s
+        return store._may_fold_now()
+
+    assert not may_fold(8) and may_fold(10)
+    cpu_s = 9.0
+    assert not may_fold(10) and may_fold(30) and may_fold(50)
+    cpu_s = 45.0
+    assert not may_fold(48) and may_fold(50)
+    store._unfolded_records = sqlite_store._MAX_UNFOLDED_RECORDS + 1
+    assert may_fold(0)
+    await store.close()
 
 
 async def test_commits_go_on_while_the_wal_is_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
