@@ -225,7 +225,14 @@ class Services:
     def _follow(self, started: Sequence[Program]) -> None:
         """Shows the logs until the services are stopped from elsewhere, or until Ctrl-C."""
         print(f"Following the logs; Ctrl-C {'stops' if started else 'leaves'} the services.\n", flush=True)
-        follow_files(log_files(self._loaded, self.programs, "all"), until=lambda: self._supervisor.daemon() is None)
+        # Noted, not raised: an interruption that comes while something is finalised would be swallowed there.
+        with _interrupt_noted() as interrupted:
+            follow_files(
+                log_files(self._loaded, self.programs, "all"),
+                until=lambda: interrupted.is_set() or self._supervisor.daemon() is None,
+            )
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         print("stopped from elsewhere", flush=True)
 
     # -- stop

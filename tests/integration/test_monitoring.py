@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "config" / "grafana" / "dashboards" / "vllm-proxy.json"
 RUNBOOK = ROOT / "docs" / "TROUBLESHOOTING.md"
 SERVICES = {"edge", "auth", "router", "engine-sim"}
-CAROL = ApiKey("sk-test-carol-0123456789abcdef", "carol", quota=10)
+CAROL = ApiKey("sk-test-carol-0123456789abcdef", "carol", quota=0)
 #: A metric of ours or of a process, with its labels.
 SELECTOR = re.compile(r"\b(?:vllm_proxy[\w:]+|process_\w+|up)(?:\{[^}]*\})?")
 #: Of a round of `some_of_everything`.
