@@ -82,6 +82,45 @@ class Exchange:
     """A `ResponseSink` of one host at a time, and the `ResponseOwner` of the client's response. Call `begin` once and
     `sweep` from time to time."""
 
+    # Without slots, more than 30 attributes would make each a dictionary of its own.
+    __slots__ = (
+        "__weakref__",
+        "_attempt",
+        "_attempts",
+        "_cached_tokens",
+        "_cancelled",
+        "_client_done",
+        "_completion_tokens",
+        "_consumed",
+        "_context",
+        "_end_deadline",
+        "_first_byte_at",
+        "_grant_at",
+        "_head",
+        "_heard",
+        "_host_done",
+        "_http",
+        "_is_event_stream",
+        "_last_data",
+        "_last_error",
+        "_lease_id",
+        "_prompt_tokens",
+        "_request",
+        "_response",
+        "_sent_at",
+        "_session",
+        "_settled_at",
+        "_spoke_at",
+        "_stalled_at",
+        "_status",
+        "_stream_id",
+        "_tail",
+        "_tried",
+        "_unsent",
+        "_waiting",
+        "reason",
+    )
+
     def __init__(self, context: ExchangeContext, facts: RequestFacts, lease_id: str, request: HttpRequest) -> None:
         self._context = context
         self._request = facts

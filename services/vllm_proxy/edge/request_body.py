@@ -88,11 +88,13 @@ def _peek(body: bytes, work: Work, limits: tuple[str, ...]) -> BodyPeek:
     if work is not Work.GENERATE:
         tokens, size = _read_only(body, fields, work)
         return BodyPeek(_string(fields.model), prompt_tokens=tokens, prompt_bytes=size)
-    prompts, prompt_tokens, prompt_bytes = _prompts(bytes(fields.prompt))
+    prompts, prompt_tokens, prompt_bytes = _prompts(bytes(fields.prompt)) if fields.prompt else (1, 0, 0)
     messages = bytes(fields.messages)
     conversations = _count_lists(messages) if messages.startswith(b"[") and messages[1:64].lstrip()[:1] == b"[" else 1
-    choices = max(_count(fields.n) or 1, _count(fields.best_of) or 1) * prompts * conversations
-    given = [count for field in limits if (count := _count(getattr(fields, field))) is not None]
+    choices = prompts * conversations
+    if fields.n or fields.best_of:
+        choices *= max(_count(fields.n) or 1, _count(fields.best_of) or 1)
+    given = [count for field in limits if (raw := getattr(fields, field)) and (count := _count(raw)) is not None]
     # Some engines take 0 as not given.
     per_choice = next((count for count in given if count), given[0] if given else None)
     for more in (messages, fields.input, fields.tools, fields.system, fields.instructions):

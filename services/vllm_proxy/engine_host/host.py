@@ -139,6 +139,7 @@ class EngineHost:
         route = HOST_ROUTES.find(envelope.method, envelope.path)
         if route is None:
             raise MethodNotAllowed() if HOST_ROUTES.methods(envelope.path) else RouteNotFound()
+        stream.route = route.name
         if route.of_response and not isinstance(self.engine, StoringEngine):
             raise NotFound("This engine keeps no responses.")
         self.in_flight.add(stream)
@@ -148,13 +149,12 @@ class EngineHost:
         """Writes the request's line in the log and its numbers; returns what is to be settled."""
         self.in_flight.remove(stream)
         envelope, meter, model = stream.envelope, stream.meter, stream.envelope.model
-        route = HOST_ROUTES.find(envelope.method, envelope.path)
         record = RequestRecord(
             request_id=envelope.request_id,
             engine_request_id=stream.engine_request_id,
             key_id=envelope.key_id,
             model=model,
-            route=route.name if route else "unknown",
+            route=stream.route,
             status=stream.status,
             outcome=stream.outcome,
             reason=stream.error.reason if stream.error else "",

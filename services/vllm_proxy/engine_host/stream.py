@@ -93,6 +93,7 @@ class RequestStream:
         "meter",
         "outcome",
         "queued",
+        "route",
         "status",
         "stream_id",
     )
@@ -110,6 +111,8 @@ class RequestStream:
         #: Minted here: an engine aborts by id, so a client must not be able to name another's.
         self.engine_request_id = f"{_ID_PREFIX}{next(_id_numbers):016x}"
         self.meter = UsageMeter()
+        #: The short name of the engine route that it was started on.
+        self.route = "unknown"
         #: Set by the owner of `on_ready` while the stream stands in its queue.
         self.queued = False
         #: The size of the head that still has to be written; 0: there is none.
@@ -249,18 +252,19 @@ class RequestStream:
 
     def _scope(self) -> Scope:
         envelope = self.envelope
-        headers = [(h.name, h.value) for h in envelope.headers if h.name in FORWARDED_REQUEST_HEADERS]
+        headers = [(name, h.value) for h in envelope.headers if (name := h.name) in FORWARDED_REQUEST_HEADERS]
         headers.append((b"x-request-id", self.engine_request_id.encode()))
-        if envelope.traceparent:
-            headers.append((b"traceparent", envelope.traceparent.encode()))
+        if traceparent := envelope.traceparent:
+            headers.append((b"traceparent", traceparent.encode()))
+        path = envelope.path
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": envelope.method,
             "scheme": "http",
-            "path": envelope.path,
-            "raw_path": envelope.path.encode(),
+            "path": path,
+            "raw_path": path.encode(),
             "query_string": envelope.query,
             "root_path": "",
             "headers": headers,
