@@ -11,7 +11,7 @@ from typing import Any
 from vllm_proxy.common.errors import InvalidApiKey
 
 #: A proxy names the real client in one of these.
-_FORWARDED = (b"x-forwarded-for", b"x-real-ip", b"forwarded")
+_FORWARDED = frozenset((b"x-forwarded-for", b"x-real-ip", b"forwarded"))
 _FORWARDED_FOR = re.compile(r'for\s*=\s*("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 _LOCAL = frozenset({"127.0.0.1", "::1"})
 _MAX_ADDRESS = 64
@@ -36,7 +36,7 @@ def client_is_local(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) ->
     client = scope.get("client")
     if client is not None and not _is_loopback(client[0]):
         return False
-    if not any(name in headers for name in _FORWARDED):
+    if _FORWARDED.isdisjoint(headers):
         return True
     return all(_is_loopback(address) for address in _forwarded_addresses(scope["headers"]))
 
@@ -45,7 +45,7 @@ def client_address(scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> 
     """Where the client is, for the audit log: the peer, or whom a proxy on this machine names as its own peer."""
     client = scope.get("client")
     peer = str(client[0]) if client is not None else "unix"
-    if (client is None or _is_loopback(peer)) and any(name in headers for name in _FORWARDED):
+    if (client is None or _is_loopback(peer)) and not _FORWARDED.isdisjoint(headers):
         # The last one was written by the proxy that we see; those before it are hearsay.
         *_, peer = _forwarded_addresses(scope["headers"])
     return peer.strip()[:_MAX_ADDRESS]
@@ -64,6 +64,8 @@ def _forwarded_addresses(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[str
 
 
 def _is_loopback(address: str) -> bool:
+    if address in _LOCAL:
+        return True
     address = address.strip().strip('"')
     if address in _LOCAL:
         return True

@@ -239,11 +239,10 @@ async def test_draining_answers_what_was_read_and_then_ends(service: Service) ->
     service.store.release()
     assert (await call.read()).admits[0].seq == 1
     assert await call.read() is grpc.aio.EOF
+    # It says nothing first: a write to a call that has just ended can fail with a status of its own, INTERNAL.
     late = service.stub.Session(timeout=DEADLINE_S)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await late.write(pb.SessionRequest(hello=pb.SessionHello(owner_id="edge-3")))
-        assert await late.read() is grpc.aio.EOF
-        raise AssertionError(await late.code())
+        await late.read()
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
