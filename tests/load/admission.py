@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 import random
+import resource
 import shutil
 import sqlite3
 import statistics
@@ -39,7 +40,6 @@ from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.clock import SystemClock
 from vllm_proxy.auth.config import AuthConfig, RedisConfig
 from vllm_proxy.auth.decision import Ask
-from vllm_proxy.auth.huge_pages import make_huge_pages, resident_bytes
 from vllm_proxy.auth.keys import ApiKey, KeyRing
 from vllm_proxy.auth.lease import Operation, Outcome, Settlement, Source, Usage
 from vllm_proxy.auth.metrics import AuthMetrics
@@ -81,14 +81,14 @@ class Case:
         self.clock = SystemClock()
         self.config = config
         self.digests = [digest(number) for number in range(keys)]
-        before = resident_bytes()
+        before = _rss_bytes()
         ring = KeyRing(
             [ApiKey(d, "", f"user-{number // KEYS_PER_USER}", quota=QUOTA) for number, d in enumerate(self.digests)]
         )
         self.admission = Admission(config, ring, self.metrics, self.clock)
         for key in ring:
             self.admission.account_of(key)
-        self.bytes_per_key = (resident_bytes() - before) / keys
+        self.bytes_per_key = (_rss_bytes() - before) / keys
         self.admission.book.owner_connected(OWNER)
         self.store: Store
         self.server_pid = 0
@@ -242,7 +242,6 @@ async def measure(stores: Sequence[str], keys: Sequence[int], pairs: int, rounds
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        print(f"huge pages: {'yes' if await make_huge_pages() else 'none on this kernel'}")
         results: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
         for number in range(rounds + 1):
             for layer in ("core", "session"):
@@ -280,6 +279,10 @@ def show(results: dict[tuple[str, str, int], list[tuple[float, float, float]]], 
             growth = f"{statistics.median(a[1] / b[1] for a, b in pairs):.2f}x"
         print(f"{layer:8} {store:7} {keys:9,} {rate:9,.0f} {cpu:12.1f} {spread:>14} {server:10.1f} {growth:>7}")
     print(f"memory: {memory[many]:,.0f} bytes a key that has been used ({many:,} keys)")
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def main() -> None:

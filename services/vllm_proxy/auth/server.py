@@ -14,7 +14,6 @@ from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.audit_log import AuditLog
 from vllm_proxy.auth.clock import Clock, SystemClock
 from vllm_proxy.auth.config import AuthConfig
-from vllm_proxy.auth.huge_pages import keep_huge_pages
 from vllm_proxy.auth.key_administration import KeyAdministration
 from vllm_proxy.auth.key_entry import parse_entry
 from vllm_proxy.auth.keys import ApiKey, KeyRing, KeySource, key_id_of
@@ -81,7 +80,6 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         timer = WaitTimer(admission.waiting, clock)
         stack.callback(timer.close)
         spawn(tasks, watch_settings(loaded.path, apply), "auth-config-watch")
-        spawn(tasks, keep_huge_pages(), "auth-huge-pages")
         ticking = spawn(tasks, _tick(admission, audit, store), "auth-tick")
         stopping = spawn(tasks, stop.wait(), "auth-stop")
         await rpc.set_serving(True)
