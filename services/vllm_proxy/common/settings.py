@@ -76,8 +76,11 @@ class UserLimit(Section):
 
 class LoraPreload(Section):
     name: str
+    """The name that requests ask for."""
     path: Path
+    """The folder with adapter_config.json and adapter_model.safetensors."""
     base_model_name: str | None = None
+    """The base model as it is served; null: the one that the engine runs."""
 
 
 class RuntimeResolver(Section):
@@ -86,13 +89,16 @@ class RuntimeResolver(Section):
     plugins: list[str] = ["lora_filesystem_resolver"]
     """With lora_filesystem_resolver, an adapter in cache_dir/<name> is loaded at its first request."""
     cache_dir: Path = Path("./lora_cache")
+    """The folder that the resolver looks in."""
 
 
 class Lora(Section):
     """What both engines share."""
 
     enabled: bool = True
+    """Whether adapters can be used at all."""
     max_lora_rank: PositiveInt = 64
+    """The largest rank of an adapter."""
     max_loras: PositiveInt = 4
     """Adapters that compute in one batch."""
     preload: list[LoraPreload] = []
@@ -141,6 +147,7 @@ class EngineSection(Section):
     api_key_variable: str
     """The environment variable with the engine's own key, if it has one. A start command's --api-key wins."""
     start_cmd_file: Path
+    """The file with the start command; lines that begin with # are comments."""
     start_cmd: str | None = None
     """The start command itself; wins over start_cmd_file."""
     log_file: Path
@@ -182,17 +189,25 @@ def _command_text(text: str) -> str:
 
 class Vllm(EngineSection):
     start_cmd_file: Path = Path("config/vllm_start_cmd.txt")
+    """The file with the start command; lines that begin with # are comments."""
     log_file: Path = Path("logs/vllm.log")
+    """The engine's own output."""
     pid_file: Path = Path(".pids/vllm.pid")
+    """Of an engine that the host runs by its start command (cli)."""
     api_key_variable: str = "VLLM_API_KEY"
+    """The environment variable with the engine's own key, if it has one. A start command's --api-key wins."""
     lora: VllmLora = VllmLora()
 
 
 class Sglang(EngineSection):
     start_cmd_file: Path = Path("config/sglang_start_cmd.txt")
+    """The file with the start command; lines that begin with # are comments."""
     log_file: Path = Path("logs/sglang.log")
+    """The engine's own output."""
     pid_file: Path = Path(".pids/sglang.pid")
+    """Of an engine that the host runs by its start command (cli)."""
     api_key_variable: str = "SGLANG_API_KEY"
+    """The environment variable with the engine's own key, if it has one. A start command's --api-key wins."""
     lora: SglangLora = SglangLora()
 
 
@@ -203,9 +218,11 @@ class Sim(Section):
     step_ms: Annotated[float, Field(gt=0)] = 10.0
     """One decode step of the whole batch."""
     prefill_tokens_per_s: Annotated[float, Field(gt=0)] = 20_000
+    """Prompt tokens that it reads per second."""
     max_num_seqs: PositiveInt = 4096
     """Requests in one batch; more wait."""
     kv_cache_tokens: PositiveInt = 10_000_000
+    """Tokens that all running requests may hold together; more wait."""
     max_model_len: PositiveInt = 1_000_000
     http_port: Port | None = None
     """If set, the simulator's own minimal HTTP server listens there on loopback (for comparisons)."""
@@ -321,6 +338,7 @@ class Router(Section):
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
     drain_timeout_s: PositiveSeconds = 2
+    """How long a stop may take."""
 
 
 class EngineHost(Section):
@@ -329,6 +347,7 @@ class EngineHost(Section):
     drain_timeout_s: PositiveSeconds = 30
     """How long running requests may take to end at a stop."""
     adapter_load_timeout_s: PositiveSeconds = 120
+    """How long one host may take to load an adapter."""
     adapter_drain_timeout_s: PositiveSeconds = 120
     """How long an unload waits for the adapter's running requests before it aborts them."""
     max_in_flight: PositiveInt = 8192
@@ -351,6 +370,7 @@ class EngineHttp(Section):
     silence_s: PositiveSeconds = 30.0
     """An engine that takes connections and answers nothing for so long is away. One that takes none is so at once."""
     connect_timeout_s: PositiveSeconds = 5.0
+    """How long a connection to the engine may take to open."""
     max_connections: PositiveInt = 4096
     """Requests that the engine is sent at once; more wait."""
     idle_connection_s: PositiveSeconds = 3.0
@@ -367,6 +387,7 @@ class EngineProcess(Section):
     restart_min_s: PositiveSeconds = 1.0
     """The pause before an engine that died is started again; doubled after each failure."""
     restart_max_s: PositiveSeconds = 60.0
+    """The longest such pause."""
     restart_limit: PositiveInt = 5
     """After so many deaths without having served for a minute in between the host gives up and ends."""
 
@@ -375,22 +396,31 @@ class EngineHostSpec(Section):
     """One engine host by name. What is null below `metrics_port` is as in the section of its engine."""
 
     engine: EngineKind
+    """What it hosts."""
     address: Address | None = None
     """Where its EngineService listens; null: unix:.run/engine-<name>.sock."""
     metrics_port: Port | None = None
     """If set, Prometheus metrics are served there on loopback."""
     launch_mode: LaunchMode | None = None
+    """How its engine is run."""
     start_cmd_file: Path | None = None
+    """The file with its start command."""
     start_cmd: str | None = None
+    """The start command itself; wins over start_cmd_file."""
     host: LoopbackHost | None = None
     """Where the engine's own HTTP server is: vllm_host or sglang_host."""
     port: Port | None = None
+    """Its port: vllm_port or sglang_port."""
     url: Url | None = None
+    """attached: where the engine is, if it is not at its host and port."""
     api_key_variable: str | None = None
+    """The environment variable with the engine's own key."""
     log_file: Path | None = None
     """null: the section's, or logs/<name>-engine.log if several hosts run this kind of engine."""
     pid_file: Path | None = None
+    """null: the section's, or <name>-engine.pid in pid_dir if several hosts run this kind of engine."""
     extra_env: dict[str, str] | None = None
+    """Added to its engine's environment, in place of the section's."""
 
     @field_validator("extra_env", mode="before")
     @classmethod
@@ -417,14 +447,18 @@ class Grpc(Section):
     keepalive_s: PositiveSeconds = 20
     """How often an idle connection is probed."""
     keepalive_timeout_s: PositiveSeconds = 10
+    """How long the answer to such a probe may take before the connection counts as broken."""
     call_timeout_s: PositiveSeconds = 30
     """The deadline of unary calls between services that carry none of their own."""
     reconnect_min_s: PositiveSeconds = 0.05
+    """The first pause before a broken connection is tried again; doubled after each failure."""
     reconnect_max_s: PositiveSeconds = 2.0
+    """The longest such pause."""
 
 
 class Logs(Section):
     dir: Path = Path("logs")
+    """The folder of the services' logs."""
     max_bytes: Annotated[int, Field(ge=0)] = 50 * 1024 * 1024
     """A service's log is rotated at this size; 0: never, something else (config/logrotate/) does."""
     backups: Annotated[int, Field(ge=0)] = 10
@@ -439,6 +473,7 @@ class Nginx(Section):
     host: str = "0.0.0.0"
     """Where it listens."""
     port: Port = 8000
+    """The port that clients connect to."""
     tls_certificate: Path | None = None
     """PEM, the chain included. With tls_key it makes `port` a TLS port; null: plain HTTP."""
     tls_key: Path | None = None
@@ -451,15 +486,19 @@ class Settings(Section):
     vllm_host: LoopbackHost = "localhost"
     """Where the engine host serves vLLM's own HTTP application. Loopback only."""
     vllm_port: Port = 8002
+    """Its port."""
     sglang_host: LoopbackHost = "localhost"
     """The same for SGLang."""
     sglang_port: Port = 8003
+    """Its port."""
     fastapi_host: str = "0.0.0.0"
     """Where the edge listens."""
     fastapi_port: Port = 8001
+    """The port that clients connect to."""
     fastapi_workers: PositiveInt = 1
     """Edge worker processes."""
     api_keys_file: Path = Path("config/api_keys.json")
+    """The declared API keys; made at the first start if it is missing."""
     rate_limit: RateLimit = RateLimit()
     """Limits of each key."""
     user_rate_limit: RateLimit = RateLimit()
@@ -490,6 +529,7 @@ class Settings(Section):
     logs: Logs = Logs()
     nginx: Nginx = Nginx()
     pid_dir: Path = Path(".pids")
+    """Process ids of the services."""
     run_dir: Path = Path(".run")
     """Unix sockets of the services."""
 
