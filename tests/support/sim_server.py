@@ -1,7 +1,7 @@
 """The simulator behind the HTTP surface of a vLLM server, as a start command can run it: models, metrics, health and
 LoRA routes. Flags that it does not know are vLLM's and ignored.
 
-    python tests/support/sim_server.py --port PORT [--model NAME] [--api-key KEY] [--fail MESSAGE]
+    python tests/support/sim_server.py --port PORT [--model NAME] [--api-key KEY] [--max-num-seqs N] [--fail MESSAGE]
 """
 
 from __future__ import annotations
@@ -87,12 +87,13 @@ async def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", default="sim")
     parser.add_argument("--api-key")
+    parser.add_argument("--max-num-seqs", type=int, default=4096)
     parser.add_argument("--fail", metavar="MESSAGE", help="print it and end with status 1 instead")
     args, _ = parser.parse_known_args()
     print(f"sim server on {args.port}", flush=True)
     if args.fail:
         sys.exit(args.fail)
-    engine = SimEngine(Sim(model=args.model, step_ms=5))
+    engine = SimEngine(Sim(model=args.model, step_ms=5, max_num_seqs=args.max_num_seqs))
     await engine.start()
     app = SimServer(engine, args.api_key)
     config = uvicorn.Config(app, host="127.0.0.1", port=args.port, lifespan="off", log_level="warning")

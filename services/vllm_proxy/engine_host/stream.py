@@ -27,6 +27,7 @@ from vllm_proxy.engine_host.engines.base import (
     current_key_id,
     current_meter,
 )
+from vllm_proxy.engine_host.engines.priority import current_priority
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ class RequestStream:
         context = contextvars.copy_context()
         context.run(current_meter.set, self.meter)
         context.run(current_key_id.set, self.envelope.key_id)
+        context.run(current_priority.set, self.envelope.priority)
         if self.envelope.timeout_ms:
             self._timeout_timer = loop.call_later(self.envelope.timeout_ms / 1000, self._timed_out)
         self._task = loop.create_task(self._run(app), context=context)

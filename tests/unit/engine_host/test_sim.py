@@ -17,6 +17,7 @@ from tests.unit.engine_host.rig import Rig, chat
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.common.settings import Sim
 from vllm_proxy.engine_host.engines.base import UsageMeter
+from vllm_proxy.engine_host.engines.priority import current_priority
 from vllm_proxy.engine_host.engines.sim import SimEngine
 from vllm_proxy.engine_host.engines.sim_batch import Batch, Sequence
 
@@ -62,6 +63,18 @@ def test_a_token_for_each_sequence_at_each_step() -> None:
     assert (first.meter.prompt_tokens, first.meter.completion_tokens) == (10, 3)
     assert clock.batch.load().running == 0
     assert clock.batch.load().kv_usage == 0
+
+
+def test_what_waits_goes_by_priority_then_age() -> None:
+    clock = Clock(max_num_seqs=1)
+    clock.add(10, 1)
+    waiting = {}
+    for name, priority in (("low", 10), ("normal", 0), ("normal too", 0), ("high", -10)):
+        token = current_priority.set(priority)
+        waiting[name] = clock.add(10, 1)
+        current_priority.reset(token)
+    clock.step(5)
+    assert sorted(waiting, key=lambda name: waiting[name].steps) == ["high", "normal", "normal too", "low"]
 
 
 def test_prefill_takes_its_time_in_turn() -> None:

@@ -6,7 +6,7 @@ The environment is used for secrets only. A relative path is relative to the pro
 
 from vllm_proxy.common.settings.engine_hosts import EngineHost, EngineHostSpec, EngineHttp, EngineProcess
 from vllm_proxy.common.settings.engines import EngineSection, Sglang, Sim, Vllm
-from vllm_proxy.common.settings.fields import EngineKind, LaunchMode
+from vllm_proxy.common.settings.fields import EngineKind, LaunchMode, PriorityOrder
 from vllm_proxy.common.settings.limits import RateLimit, UserLimit
 from vllm_proxy.common.settings.load import ConfigError, LoadedSettings, enter_root, find_root, load_settings
 from vllm_proxy.common.settings.lora import Lora, LoraPreload, RuntimeResolver, SglangLora, VllmLora
@@ -37,6 +37,7 @@ __all__ = [
     "Lora",
     "LoraPreload",
     "Nginx",
+    "PriorityOrder",
     "REDIS_PASSWORD_VARIABLE",
     "RateLimit",
     "Router",

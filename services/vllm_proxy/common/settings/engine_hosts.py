@@ -16,6 +16,7 @@ from vllm_proxy.common.settings.fields import (
     Port,
     PositiveInt,
     PositiveSeconds,
+    PriorityOrder,
     Section,
     Url,
 )
@@ -55,6 +56,10 @@ class EngineHttp(Section):
     """Requests that the engine is sent at once; more wait."""
     idle_connection_s: PositiveSeconds = 3.0
     """How long an idle connection is kept. Shorter than the engine keeps it (5 s), or a request may meet its end."""
+    priority_order: PriorityOrder | None = None
+    """Which priorities the engine takes first, if requests shall carry their key's: vLLM with
+    `--scheduling-policy priority` low ones, SGLang with `--enable-priority-scheduling` high ones unless told otherwise.
+    null: they carry none."""
 
 
 class EngineProcess(Section):

@@ -16,6 +16,7 @@ Addresses = Annotated[str, AfterValidator(checked_addresses)]
 LoopbackHost = Annotated[str, AfterValidator(checked_loopback)]
 EngineKind = Literal["vllm", "sglang", "sim"]
 LaunchMode = Literal["python_api", "cli", "attached"]
+PriorityOrder = Literal["low_first", "high_first"]
 Url = Annotated[str, AfterValidator(checked_url)]
 
 

@@ -15,10 +15,12 @@ from typing import Any
 import orjson
 
 from vllm_proxy.common.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError
+from vllm_proxy.common.settings import PriorityOrder
 from vllm_proxy.engine_host.engines.base import Receive, Scope, Send, UsageMeter, current_meter
 from vllm_proxy.engine_host.engines.body_usage import BodyUsage
 from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 from vllm_proxy.engine_host.engines.http_pool import HttpPool
+from vllm_proxy.engine_host.engines.priority import priority_for
 from vllm_proxy.engine_host.engines.request_edit import EngineRequest, edit, with_field
 from vllm_proxy.engine_host.engines.sse_usage import Fingerprint, StreamUsage
 
@@ -37,6 +39,8 @@ _EVENT_STREAM = "text/event-stream"
 #: The routes whose streams can be made to tell their usage as they go.
 _TEXT = "/v1/completions"
 _TELLING = frozenset({"/v1/chat/completions", _TEXT})
+#: The routes whose body may have a priority.
+_PRIORITIZED = _TELLING | {"/v1/responses", "/v1/embeddings"}
 
 #: Holds a model while it is asked, and gives the adapter that the body must name besides, if any. Raises ModelNotFound,
 #: InvalidAdapter. `cancel` ends the request.
@@ -44,12 +48,20 @@ UseModel = Callable[[str, Callable[[], Any]], AbstractAsyncContextManager[str]]
 
 
 class HttpApp:
-    def __init__(self, pool: HttpPool, dialect: HttpDialect, use: UseModel, on_trouble: Callable[[], None]) -> None:
-        """`on_trouble` is called when the engine seems to be gone."""
+    def __init__(
+        self,
+        pool: HttpPool,
+        dialect: HttpDialect,
+        use: UseModel,
+        on_trouble: Callable[[], None],
+        priority_order: PriorityOrder | None = None,
+    ) -> None:
+        """`on_trouble` is called when the engine seems to be gone. `priority_order`: see settings.EngineHttp."""
         self._pool = pool
         self._dialect = dialect
         self._use = use
         self._on_trouble = on_trouble
+        self._priority_order = priority_order
         self.fingerprint = Fingerprint()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +97,9 @@ class HttpApp:
             option = self._dialect.adapter_field
             if option and option in (request.fields or ()):
                 raise InvalidRequest(f"{option} is not supported here: name the adapter as model.")
+            if self._priority_order and path in _PRIORITIZED and request.priority is not None:
+                priority = priority_for(request.priority, low_first=self._priority_order == "low_first")
+                request = with_field(request, "priority", priority) if priority != request.priority else request
             async with self._use(request.model, cut) as adapter:
                 await self._forward(scope, with_field(request, option, adapter) if adapter else request, send)
         except (ModelNotFound, InvalidRequest) as e:

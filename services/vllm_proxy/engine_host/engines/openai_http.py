@@ -69,7 +69,9 @@ class HttpEngine:
         self._adapters = HttpAdapters(
             self._pool, self._dialect, self._watch, links, settings.engine_host.adapter_drain_timeout_s
         )
-        self._http_app = HttpApp(self._pool, self._dialect, self._use, self._watch.poke)
+        self._http_app = HttpApp(
+            self._pool, self._dialect, self._use, self._watch.poke, settings.engine_http.priority_order
+        )
         self.app: AsgiApp = self._http_app
         self._process: RunningProcess | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -30,9 +30,11 @@ class EngineRequest:
     choices: int = 1
     #: The body's fields. None if it is no JSON object.
     fields: frozenset[str] | None = None
+    #: The client's own `priority`, 0 if it has none; None if it is not a number.
+    priority: int | None = None
 
 
-def with_field(request: EngineRequest, name: str, value: str) -> EngineRequest:
+def with_field(request: EngineRequest, name: str, value: str | int) -> EngineRequest:
     """The request with one more field, which wins over an earlier one of its name."""
     fields, lenient = _read(request.body)
     if lenient:
@@ -51,11 +53,13 @@ def edit(body: bytes, *, tells_usage: bool = True) -> EngineRequest:
         return EngineRequest(body)
     model = fields.get("model")
     name = model if isinstance(model, str) else ""
+    given_priority = fields.get("priority") or 0
+    priority = given_priority if isinstance(given_priority, int) else None
     if not tells_usage or not is_true(fields.get("stream")):
-        return EngineRequest(body, name, fields=frozenset(fields))
+        return EngineRequest(body, name, fields=frozenset(fields), priority=priority)
     given = fields.get("stream_options")
     if given is not None and not isinstance(given, dict):
-        return EngineRequest(body, name, fields=frozenset(fields))
+        return EngineRequest(body, name, fields=frozenset(fields), priority=priority)
     options = given or {}
     usage = is_true(options.get("include_usage"))
     running = usage and is_true(options.get("continuous_usage_stats"))
@@ -63,7 +67,7 @@ def edit(body: bytes, *, tells_usage: bool = True) -> EngineRequest:
     choices = n if isinstance(n, int) and n > 0 else 1
     if not (usage and running):
         body = _force(body, fields, lenient)
-    return EngineRequest(body, name, True, usage, running, choices, frozenset(fields))
+    return EngineRequest(body, name, True, usage, running, choices, frozenset(fields), priority)
 
 
 def is_true(value: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from vllm_proxy.common.errors import ServiceError
 from vllm_proxy.engine_host.engines.base import UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.priority import priority_for
 
 #: How long the end of an aborted request may wait for the scheduler's last word on it.
 SETTLE_S = 1.0
@@ -93,6 +94,8 @@ class Metering:
         self._requests: dict[str, tuple[EngineCall, int, bool]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.dead = False
+        self._by_priority: bool = manager.server_args.enable_priority_scheduling
+        self._low_first: bool = manager.server_args.schedule_low_priority_values_first
         self._generate = manager.generate_request
         self._init_state = manager._init_req_state
         self._handle_output = manager._handle_batch_output
@@ -133,6 +136,8 @@ class Metering:
     async def _metered(self, obj: Any, request: Any = None) -> AsyncGenerator[Any, None]:
         # Minted by SGLang, all of one length: it aborts by the beginning of an id, and clients must not name one.
         obj.rid = None
+        if self._by_priority:
+            obj.priority = priority_for(obj.priority or 0, low_first=self._low_first)
         call = EngineCall(current_meter.get() or UsageMeter())
         calls = request_calls.get()
         if calls is not None:

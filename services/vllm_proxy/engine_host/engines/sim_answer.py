@@ -40,6 +40,7 @@ class Asked:
     #: In every chunk too, that of its own choice. Only with include_usage.
     running_usage: bool
     seed: int
+    priority: int
     chat: bool
     #: The `user` of the request, for the journal.
     label: str
@@ -167,7 +168,14 @@ class _Choice(Sequence):
     __slots__ = ("_answer", "_seed", "number")
 
     def __init__(self, answer: Answer, asked: Asked, prompt: bytes, number: int, *, shares_prompt: bool) -> None:
-        super().__init__(asked.model, count_tokens(prompt), asked.max_tokens, answer.meter, shares_prompt=shares_prompt)
+        super().__init__(
+            asked.model,
+            count_tokens(prompt),
+            asked.max_tokens,
+            answer.meter,
+            shares_prompt=shares_prompt,
+            priority=asked.priority,
+        )
         self._answer = answer
         self._seed = asked.seed + number
         self.number = number

@@ -123,6 +123,7 @@ class SimApp:
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
             running_usage=isinstance(options, dict) and options.get("continuous_usage_stats") is True,
             seed=sim_text.seed_of(body, prompts[0]),
+            priority=body["priority"] if isinstance(body.get("priority"), int) else 0,
             chat=chat,
             label=str(body.get("user", "")),
         )

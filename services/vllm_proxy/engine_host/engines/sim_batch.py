@@ -1,8 +1,8 @@
 """The simulator's scheduler: continuous batching with chunked prefill, on a clock.
 
-Every step takes `step_ms`. In it, waiting sequences are admitted while there is a batch place and KV space for
-their prompt and whole response, prompts are prefilled at `prefill_tokens_per_s`, and each sequence whose prompt
-is done yields one token. A step that comes late is not made up for by a burst, as a real engine's would not be.
+Every step takes `step_ms`. In it, waiting sequences are admitted, by priority and then age, while there is a batch
+place and KV space for their prompt and whole response, prompts are prefilled at `prefill_tokens_per_s`, and each
+sequence whose prompt is done yields one token. A late step is not made up for by a burst, as in a real engine.
 """
 
 from __future__ import annotations
@@ -13,21 +13,40 @@ from collections import Counter, deque
 
 from vllm_proxy.common.settings import Sim
 from vllm_proxy.engine_host.engines.base import EngineLoad, UsageMeter
+from vllm_proxy.engine_host.engines.priority import priority_for
 
 
 class Sequence:
     """One answer being produced. Subclasses deliver a token in `deliver`."""
 
-    __slots__ = ("_prefill_left", "counted_prompt_tokens", "max_tokens", "meter", "model", "produced", "prompt_tokens")
+    __slots__ = (
+        "_prefill_left",
+        "counted_prompt_tokens",
+        "max_tokens",
+        "meter",
+        "model",
+        "priority",
+        "produced",
+        "prompt_tokens",
+    )
 
     def __init__(
-        self, model: str, prompt_tokens: int, max_tokens: int, meter: UsageMeter, *, shares_prompt: bool = False
+        self,
+        model: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        meter: UsageMeter,
+        *,
+        shares_prompt: bool = False,
+        priority: int = 0,
     ) -> None:
-        """`shares_prompt`: another choice of the same request prefills and counts the prompt."""
+        """`shares_prompt`: another choice of the same request prefills and counts the prompt. `priority`: the client's
+        own; lower goes first."""
         self.model = model
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.meter = meter
+        self.priority = priority_for(priority)
         self.produced = 0
         self.counted_prompt_tokens = 0 if shares_prompt else prompt_tokens
         self._prefill_left = self.counted_prompt_tokens
@@ -81,7 +100,11 @@ class Batch:
         return EngineLoad(running, len(self._waiting), self._kv_used / self.kv_cache_tokens)
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        waiting = self._waiting
+        if not waiting or waiting[-1].priority <= sequence.priority:
+            waiting.append(sequence)
+        else:
+            waiting.insert(next(i for i, other in enumerate(waiting) if other.priority > sequence.priority), sequence)
         self._of_model[sequence.model] += 1
         self._wake.set()
 

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from vllm_proxy.engine_host.engines.base import UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.priority import priority_for
 
 
 class EngineCall:
@@ -70,13 +71,15 @@ _current_call: ContextVar[EngineCall | None] = ContextVar("_current_call", defau
 
 
 def meter_engine(engine: Any, adapters: AdapterUse) -> None:
-    """Replaces `generate`, `encode` and `add_request` of this AsyncLLM by ones that count into `current_meter`.
+    """Replaces `generate`, `encode` and `add_request` of this AsyncLLM by ones that count into `current_meter`, and
+    give the engine the key's priority if it schedules by that.
 
     vLLM's serving layer looks them up on the engine for every request, so all of its routes are counted.
     """
     engine.add_request = _remembering(engine)
-    engine.generate = _metered(engine.generate, adapters)
-    engine.encode = _metered(engine.encode, adapters)
+    by_priority = engine.vllm_config.scheduler_config.policy == "priority"
+    engine.generate = _metered(engine.generate, adapters, by_priority)
+    engine.encode = _metered(engine.encode, adapters, by_priority)
 
 
 def _remembering(engine: Any) -> Callable[..., Any]:
@@ -97,13 +100,15 @@ def _remembering(engine: Any) -> Callable[..., Any]:
 
 
 def _metered(
-    original: Callable[..., AsyncGenerator[Any, None]], adapters: AdapterUse
+    original: Callable[..., AsyncGenerator[Any, None]], adapters: AdapterUse, by_priority: bool
 ) -> Callable[..., AsyncGenerator[Any, None]]:
     async def metered(prompt: Any, parameters: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         call = EngineCall(current_meter.get() or UsageMeter(), _is_delta(parameters))
         lora_request = kwargs.get("lora_request")
         if lora_request is not None:
             lora_request = kwargs["lora_request"] = await adapters.acquire(lora_request, call)
+        if by_priority:
+            kwargs["priority"] = priority_for(kwargs.get("priority") or 0)
         outputs = original(prompt, parameters, *args, **kwargs)
         try:
             while True:

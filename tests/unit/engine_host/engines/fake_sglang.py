@@ -19,6 +19,7 @@ class Request:
         self.parallel_sample_num = n
         self.lora_path = lora_path
         self.rid: Any = "the client's"
+        self.priority: int | None = None
 
 
 class State:
@@ -57,7 +58,9 @@ class Registry:
 class Manager:
     """Calls run until `finish`; the ids of aborted requests stand in `aborted` until `acknowledge`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **server_args: bool) -> None:
+        args = {"enable_priority_scheduling": False, "schedule_low_priority_values_first": False}
+        self.server_args = types.SimpleNamespace(**{**args, **server_args})
         self.rid_to_state: dict[str, State] = {}
         self.aborted: list[str] = []
         self.finish = asyncio.Event()

@@ -67,3 +67,12 @@ def test_a_field_more() -> None:
         assert json.loads(request.body)["model"] == request.model == "a"
     assert edit(b'{"model":"a","lora_path":null}').fields == {"model", "lora_path"}
     assert edit(b"[]").fields is None
+
+
+@pytest.mark.parametrize(
+    ("value", "priority"), [("", 0), (',"priority":null', 0), (',"priority":-4', -4), (',"priority":"x"', None)]
+)
+def test_the_clients_own_priority(value: str, priority: int | None) -> None:
+    request = edit(f'{{"model":"m"{value}}}'.encode())
+    assert request.priority == priority
+    assert json.loads(with_field(request, "priority", 9).body)["priority"] == 9

@@ -10,6 +10,7 @@ from tests.unit.engine_host.engines.fake_sglang import Manager, Output, Request
 
 from vllm_proxy.common.errors import ModelNotFound
 from vllm_proxy.engine_host.engines.base import UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.priority import current_priority
 from vllm_proxy.engine_host.engines.sglang_usage import EngineCall, Metering, request_calls
 
 
@@ -29,8 +30,8 @@ class Adapters:
 
 
 class Bench:
-    def __init__(self) -> None:
-        self.manager = Manager()
+    def __init__(self, **server_args: bool) -> None:
+        self.manager = Manager(**server_args)
         self.adapters = Adapters()
         self.metering = Metering(self.manager, self.adapters)
         self.meter = UsageMeter()
@@ -130,3 +131,28 @@ async def test_adapters_are_named_as_the_engine_knows_them_and_unknown_ones_are_
         await bench.begin(Request(lora_path="nobody"))
     assert refused.value.status_code == 404
     assert bench.counted == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("low_first", "asked", "given"), [(False, None, -7), (False, 3, -7), (True, None, 7), (True, 3, 10)]
+)
+async def test_a_keys_class_comes_first_in_the_order_that_sglang_is_told_to_keep(
+    low_first: bool, asked: int | None, given: int
+) -> None:
+    bench = Bench(enable_priority_scheduling=True, schedule_low_priority_values_first=low_first)
+    current_priority.set(7)
+    request = Request()
+    request.priority = asked
+    outputs, _ = await bench.begin(request)
+    assert request.priority == given
+    await outputs.aclose()
+
+
+async def test_without_priority_scheduling_the_clients_own_is_left_to_sglang() -> None:
+    bench = Bench()
+    current_priority.set(7)
+    request = Request()
+    request.priority = -3
+    outputs, _ = await bench.begin(request)
+    assert request.priority == -3
+    await outputs.aclose()
