@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.parity.exchange import Recorded
 from tests.support.cluster import ALICE, Cluster
 from tests.support.http_client import Client
 from tests.support.process import ENGINE_PYTHON
@@ -19,7 +21,7 @@ from vllm_proxy.common.engine_routes import EDGE_ROUTES, ENGINE_ROUTES
 LIST_DEADLINE_S = 120
 CONCURRENCY = 32
 #: The edge's own, which mean something else at the engine or the same for all of them.
-OURS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/health", "/metrics", "/v1/models", "/models"})
+OURS = frozenset({"/openapi.json", "/docs", "/health", "/metrics", "/v1/models", "/models"})
 #: What vLLM adds with other packages installed, and SGLang's.
 ELSEWHERE = (
     *(("POST", path) for path in ("/adapters", "/cohere/v2/chat", "/generate", "/encode", "/flush_cache")),
@@ -74,6 +76,23 @@ def test_each_of_our_rows_is_vllms_or_sglangs(engine_routes: list[tuple[str, str
     only_sglang = {"/v1/classify", "/v1/tokenize", "/v1/detokenize"}
     ours = {(route.method, route.path) for route in ENGINE_ROUTES}
     assert {path for _, path in ours - set(engine_routes)} == only_sglang
+
+
+async def test_the_description_has_the_engines_schemas(gateway: Cluster, own: Recorded) -> None:
+    answer = await Client(gateway.port, "").request("GET", "/openapi.json")
+    described = answer.json()
+    for path, item in described["paths"].items():
+        theirs = own.openapi["paths"].get(path, {})
+        for method in item.keys() & theirs.keys():
+            assert references(item[method].get("requestBody")) == references(theirs[method].get("requestBody")), path
+    ours, engines = described["components"]["schemas"], own.openapi["components"]["schemas"]
+    for schema in ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "AnthropicMessagesRequest"):
+        assert ours[f"vllm.{schema}"]["properties"].keys() == engines[schema]["properties"].keys()
+
+
+def references(body: object) -> list[str]:
+    """The names of the engine's schemas that a body refers to."""
+    return re.findall(r"#/components/schemas/(?:vllm\.)?(\w+)", json.dumps(body))
 
 
 async def test_nothing_else_is_reachable(gateway: Cluster, engine_routes: list[tuple[str, str]]) -> None:

@@ -146,12 +146,14 @@ class RouteTable:
 #: By the path at the host.
 HOST_ROUTES = RouteTable((route.path, route) for route in ENGINE_ROUTES)
 
+
+def edge_paths(route: EngineRoute) -> tuple[str, ...]:
+    """What the edge calls it."""
+    return (route.path, route.path.removeprefix("/v1")) if route.bare else (route.path,)
+
+
 #: By the path at the edge.
-EDGE_ROUTES = RouteTable(
-    (path, route)
-    for route in ENGINE_ROUTES
-    for path in ({route.path, route.path.removeprefix("/v1")} if route.bare else {route.path})
-)
+EDGE_ROUTES = RouteTable((path, route) for route in ENGINE_ROUTES for path in edge_paths(route))
 
 
 def engine_path(route: EngineRoute, path: str) -> str:

@@ -22,6 +22,7 @@ from vllm_proxy.common.settings import ConfigError, LoadedSettings
 from vllm_proxy.edge.admission import AuthClient
 from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.cors import Cors
+from vllm_proxy.edge.engine_documents import EngineDocuments
 from vllm_proxy.edge.exchange import ExchangeContext
 from vllm_proxy.edge.fastapi_app import build_api, routes_of
 from vllm_proxy.edge.fleet_logs import FleetLogs
@@ -102,7 +103,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             own_usage_router(auth_service, call_timeout_s),
             audit_router(auth, auth_service, call_timeout_s),
         )
-        api = build_api(routers)
+        api = build_api(routers, EngineDocuments(hosts, call_timeout_s).read)
         door = FrontDoor(InferenceEndpoint(context), api, routes_of(api, routers), context.spawn)
         handler = Cors(door, config.cors_origins) if config.cors_origins else door
         server = HttpServer(handler, _http_limits(config), context.clock)

@@ -1,17 +1,23 @@
-"""The FastAPI application: health, metrics, models, admin, docs. Its errors have OpenAI's shape too."""
+"""The FastAPI application: health, metrics, models, admin, the API's description. Its errors have OpenAI's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from vllm_proxy.common.errors import InternalError, InvalidRequest, ServiceError, UnprocessableRequest
+from vllm_proxy.edge.api_description import describe
+from vllm_proxy.edge.engine_documents import EngineDocument
+from vllm_proxy.edge.engine_operations import operation_id
 from vllm_proxy.edge.errors import error_response, unexpected
 
 
@@ -34,13 +40,39 @@ class ErrorAnswer(BaseModel):
 
 
 #: What the description says of every route; 422 is in the place of FastAPI's own.
-_ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorAnswer}, 422: {"model": ErrorAnswer}}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in ("4XX", 422, "5XX")}
+_DESCRIPTION = "/openapi.json"
 
 
-def build_api(routers: Iterable[APIRouter]) -> FastAPI:
-    app = FastAPI(title="vLLM Proxy", redoc_url=None, redirect_slashes=False)
+def build_api(routers: Iterable[APIRouter], documents: Callable[[], Awaitable[Sequence[EngineDocument]]]) -> FastAPI:
+    """`documents` are what the engines say of their routes."""
+    # Both of these are ours: FastAPI's own describe its routes only.
+    app = FastAPI(
+        title="vLLM Proxy",
+        openapi_url=None,
+        docs_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: operation_id(min(route.methods or ("",)), route.path_format),
+    )
     for router in routers:
         app.include_router(router, responses=_ERRORS)
+    described: dict[tuple[str, ...], bytes] = {}
+
+    async def description(_request: Request) -> Response:
+        found = await documents()
+        key = tuple(document.incarnation for document in found)
+        if key not in described:
+            text = await asyncio.to_thread(lambda: orjson.dumps(describe(app.openapi(), found)))
+            # Only the newest: engines come and go.
+            described.clear()
+            described[key] = text
+        return Response(described[key], media_type="application/json")
+
+    async def docs(_request: Request) -> Response:
+        return get_swagger_ui_html(openapi_url=_DESCRIPTION, title=app.title)
+
+    app.add_route(_DESCRIPTION, description, include_in_schema=False)
+    app.add_route("/docs", docs, include_in_schema=False)
 
     @app.exception_handler(ServiceError)
     async def service_error(_request: Request, error: ServiceError) -> Response:

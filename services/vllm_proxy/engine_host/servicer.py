@@ -14,6 +14,7 @@ from vllm_proxy.api.engine.v1 import engine_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2
 from vllm_proxy.common.errors import InvalidRequest
 from vllm_proxy.common.ids import REQUEST_ID_METADATA, accept_request_id
+from vllm_proxy.engine_host.api_description import read_description
 from vllm_proxy.engine_host.engines.base import GenerateParameters, current_meter
 from vllm_proxy.engine_host.generate import GenerateCall
 from vllm_proxy.engine_host.host import EngineHost
@@ -134,6 +135,11 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         return pb.GetStatusResponse(host=await self._host.snapshot())
+
+    async def GetApiDescription(
+        self, request: pb.GetApiDescriptionRequest, context: Context
+    ) -> pb.GetApiDescriptionResponse:
+        return pb.GetApiDescriptionResponse(openapi_json=await read_description(self._host.engine.app))
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         return pb.DrainResponse(remaining=await self._host.drain(request.timeout_ms / 1000))

@@ -17,6 +17,7 @@ from vllm_proxy.common.engine_routes import EDGE_ROUTES
 from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.common.settings import LoadedSettings, Settings
 from vllm_proxy.edge.config import EdgeConfig
+from vllm_proxy.edge.engine_documents import EngineDocument
 from vllm_proxy.edge.exchange import Exchange, ExchangeContext
 from vllm_proxy.edge.metrics import EdgeMetrics
 from vllm_proxy.edge.request import RequestFacts
@@ -25,6 +26,11 @@ DEADLINE_S = 10.0
 _route = EDGE_ROUTES.find("POST", "/v1/chat/completions")
 assert _route is not None
 CHAT = _route
+
+
+async def no_documents() -> list[EngineDocument]:
+    """Engines that say nothing of their routes."""
+    return []
 
 
 def edge_config(**edge: Any) -> EdgeConfig:

@@ -13,11 +13,12 @@ from typing import Any
 import grpc.aio
 import httpx
 import pytest
-from tests.unit.edge.edge_peers import Clock, ScriptedSession, edge_config, eventually
+from tests.unit.edge.edge_peers import Clock, ScriptedSession, edge_config, eventually, no_documents
 from tests.unit.edge.http_peer import Client, HttpxTransport
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.router.v1 import router_pb2 as pb
+from vllm_proxy.common.engine_routes import ENGINE_ROUTES, edge_paths
 from vllm_proxy.common.errors import (
     AdapterNotFound,
     AuthUnavailable,
@@ -178,6 +179,8 @@ class Edge:
     hosts: FakeHosts
     router_service: Any
     services: dict[str, bool]
+    #: Of FastAPI's part.
+    routes: set[tuple[str, str]]
 
 
 @pytest.fixture
@@ -220,11 +223,12 @@ async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
             1.0,
         ),
     )
-    api = build_api(routers)
-    door = FrontDoor(InferenceEndpoint(context), api, routes_of(api, routers), spawn)
+    api = build_api(routers, no_documents)
+    api_routes = set(routes_of(api, routers))
+    door = FrontDoor(InferenceEndpoint(context), api, api_routes, spawn)
     server = HttpServer(door, limits, context.clock)
     async with httpx.AsyncClient(transport=HttpxTransport(server), base_url="http://edge", headers=KEY) as http:
-        yield Edge(server, http, auth, hosts, router_service, services)
+        yield Edge(server, http, auth, hosts, router_service, services, api_routes)
     await eventually(lambda: not tasks)
     assert not server.connections
     assert server.bodies.used_bytes == 0
@@ -235,6 +239,15 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     assert {"message", "type", "param", "code"} <= error.keys()
     assert "x-request-id" in response.headers
     return error
+
+
+async def test_the_description_has_every_route_and_no_other(edge: Edge) -> None:
+    answer = await edge.http.get("/openapi.json", headers={"authorization": ""})
+    described = {(m.upper(), path) for path, item in answer.json()["paths"].items() for m in item}
+    engines = {(route.method, path) for route in ENGINE_ROUTES for path in edge_paths(route)}
+    ours = {(method, path.replace(":path", "")) for method, path in edge.routes}
+    assert described == engines | ours - {("GET", "/openapi.json"), ("GET", "/docs")}
+    assert "/openapi.json" in (await edge.http.get("/docs")).text
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"])

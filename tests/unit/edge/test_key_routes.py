@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import httpx
 import pytest
+from tests.unit.edge.edge_peers import no_documents
 from tests.unit.edge.http_peer import LIMITS, HttpxTransport
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
@@ -89,7 +90,7 @@ class Edge:
             own_usage_router(service, 1.0),
             audit_router(auth, service, 1.0),
         )
-        self.api = build_api(routers)
+        self.api = build_api(routers, no_documents)
         door = FrontDoor(None, self.api, routes_of(self.api, routers), self._spawn)  # type: ignore[arg-type]
         self.http = httpx.AsyncClient(
             transport=HttpxTransport(HttpServer(door, replace(LIMITS, max_buffered_bytes=1 << 20), time.monotonic)),
@@ -459,9 +460,9 @@ async def test_the_description_tells_of_keys_errors_and_the_shape_of_answers(edg
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
             assert operation["summary"], (method, path)
-            assert operation["security"] == [{"API key": []}], (method, path)
+            assert operation["security"] == [{"ApiKey": []}], (method, path)
             shown = operation["responses"]
-            for status in ("4XX", "422"):
+            for status in ("4XX", "422", "5XX"):
                 assert shown[status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
             for parameter in operation.get("parameters", []):
                 assert parameter["in"] == "path" or parameter["name"] == "days" or parameter["description"], path

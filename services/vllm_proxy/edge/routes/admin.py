@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
@@ -14,7 +15,7 @@ from vllm_proxy.edge.admission import AuthClient
 from vllm_proxy.edge.fleet_logs import FleetLogs
 from vllm_proxy.edge.routes.audit_trail import AuditTrail
 from vllm_proxy.edge.routes.authorization import actor_of, requires
-from vllm_proxy.edge.routes.calls import answer_of, call_metadata
+from vllm_proxy.edge.routes.calls import PLAIN_TEXT, answer_of, call_metadata
 
 #: Longest life of a log file that can be asked for, in days.
 MAX_DAYS = 36_500
@@ -66,7 +67,12 @@ def admin_router(
         rows = await logs.stats()
         return {"services": rows, "total_bytes": sum(row.get("total_bytes", 0) for row in rows.values())}
 
-    @router.post("/load-lora-adapter", summary="Loads an adapter on every host of its base model")
+    @router.post(
+        "/load-lora-adapter",
+        summary="Loads an adapter on every host of its base model",
+        response_class=Response,
+        responses=PLAIN_TEXT,
+    )
     async def load_lora_adapter(body: LoadAdapterBody, request: Request) -> Response:
         if not body.lora_name or not body.lora_path:
             raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.")
@@ -78,9 +84,14 @@ def admin_router(
                 router_pb2.LoadAdapterRequest(adapter=spec), timeout=adapter_timeout_s, metadata=call_metadata(request)
             )
             await answer_of(call, RouterUnavailable)
-        return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
-    @router.post("/unload-lora-adapter", summary="Unloads an adapter wherever it is")
+    @router.post(
+        "/unload-lora-adapter",
+        summary="Unloads an adapter wherever it is",
+        response_class=Response,
+        responses=PLAIN_TEXT,
+    )
     async def unload_lora_adapter(body: UnloadAdapterBody, request: Request) -> Response:
         if not body.lora_name:
             raise InvalidRequest("'lora_name' needs to be provided to unload a LoRA adapter.")
@@ -91,6 +102,6 @@ def admin_router(
                 metadata=call_metadata(request),
             )
             await answer_of(call, RouterUnavailable)
-        return Response(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     return router

@@ -14,7 +14,7 @@ from vllm_proxy.edge.admission import AdmissionRefused, AuthClient
 from vllm_proxy.edge.credentials import api_key_sha256, client_address, client_is_local
 
 #: For the API's description; what stands in the header is read here, not by it.
-BEARER = HTTPBearer(auto_error=False, scheme_name="API key", description="`Authorization: Bearer sk-…`")
+BEARER = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="`Authorization: Bearer sk-…`")
 
 
 def requires(auth: AuthClient, operation: auth_pb2.Operation) -> Callable[..., Awaitable[None]]:

@@ -1,4 +1,4 @@
-"""Calls that an HTTP route makes to another service: errors rebuilt, the request id handed on."""
+"""What routes share: calls to another service (errors rebuilt, the request id handed on), answers in plain text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from vllm_proxy.common.ids import REQUEST_ID_METADATA, accept_request_id
 from vllm_proxy.common.rpc.status import from_rpc_error
 
 T = TypeVar("T")
+
+#: Of a route that answers in plain text, with `response_class=Response`: another class would be said of its errors too.
+PLAIN_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 async def answer_of(call: Awaitable[T], unreachable: type[ServiceError]) -> T:

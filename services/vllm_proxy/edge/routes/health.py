@@ -15,7 +15,11 @@ def health_router(hosts: Hosts, services: Callable[[], dict[str, bool]], drainin
     """`services` says which services this worker has a session with."""
     router = APIRouter()
 
-    @router.get("/health", summary="What is up; 503 when nothing can serve")
+    @router.get(
+        "/health",
+        summary="What is up; 503 when nothing can serve",
+        responses={503: {"model": dict[str, Any], "description": "The same, when nothing can serve"}},
+    )
     async def health(response: Response) -> dict[str, Any]:
         up = services()
         models: dict[str, list[str]] = {}

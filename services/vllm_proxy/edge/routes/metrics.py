@@ -17,6 +17,7 @@ from vllm_proxy.api.common.v1 import maintenance_pb2, maintenance_pb2_grpc
 from vllm_proxy.common.errors import NotFound
 from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.edge.metrics import EdgeMetrics
+from vllm_proxy.edge.routes.calls import PLAIN_TEXT
 
 Channels = Callable[[], Mapping[str, grpc.aio.Channel]]
 
@@ -25,7 +26,12 @@ def metrics_router(metrics: EdgeMetrics, channels: Channels, timeout_s: float) -
     """`channels` gives the services behind the edge by name."""
     router = APIRouter()
 
-    @router.get("/metrics", summary="Prometheus metrics of all edge workers, or of the service that is named")
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics of all edge workers, or of the service that is named",
+        response_class=Response,
+        responses=PLAIN_TEXT,
+    )
     async def read(service: str = "edge") -> Response:
         if service == "edge":
             metrics.flush()

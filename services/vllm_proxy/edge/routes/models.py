@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.errors import ModelNotFound
@@ -18,18 +20,35 @@ from vllm_proxy.edge.routes.authorization import requires
 ADMIN = "admin"
 
 
+class ModelView(BaseModel):
+    """The engine's own card; its other fields are there too."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    id: str
+    """What a request names."""
+    object: Literal["model"]
+    parent: str | None = None
+    """An adapter's base model."""
+
+
+class ModelViews(BaseModel):
+    object: Literal["list"]
+    data: list[ModelView]
+
+
 def models_router(table: RoutingTable, auth: AuthClient) -> APIRouter:
     router = APIRouter(dependencies=[Depends(requires(auth, auth_pb2.OPERATION_READ))])
 
-    @router.get("/v1/models", summary="The models and adapters that the key may ask for")
-    @router.get("/models", include_in_schema=False)
+    @router.get("/v1/models", summary="The models and adapters that the key may ask for", response_model=ModelViews)
+    @router.get("/models", summary="The same as `/v1/models`", response_model=ModelViews)
     async def models(request: Request) -> Response:
         admission: auth_pb2.AdmitResponse = request.state.admission
         cards = b",".join(_card(row, admission) for row in _allowed(table.models(), admission))
         return Response(b'{"object":"list","data":[' + cards + b"]}", media_type="application/json")
 
-    @router.get("/v1/models/{model:path}", summary="One of them")
-    @router.get("/models/{model:path}", include_in_schema=False)
+    @router.get("/v1/models/{model:path}", summary="One of them", response_model=ModelView)
+    @router.get("/models/{model:path}", summary="The same as `/v1/models/{model}`", response_model=ModelView)
     async def model(model: str, request: Request) -> Response:
         admission: auth_pb2.AdmitResponse = request.state.admission
         row = table.row(model)

@@ -252,6 +252,16 @@ class GetStatusResponse(_message.Message):
     host: _router_pb2.Host
     def __init__(self, host: _Optional[_Union[_router_pb2.Host, _Mapping]] = ...) -> None: ...
 
+class GetApiDescriptionRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetApiDescriptionResponse(_message.Message):
+    __slots__ = ("openapi_json",)
+    OPENAPI_JSON_FIELD_NUMBER: _ClassVar[int]
+    openapi_json: bytes
+    def __init__(self, openapi_json: _Optional[bytes] = ...) -> None: ...
+
 class DrainRequest(_message.Message):
     __slots__ = ("timeout_ms",)
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]

@@ -75,6 +75,11 @@ class EngineServiceStub:
                 request_serializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetApiDescription = channel.unary_unary(
+                '/vllm_proxy.api.engine.v1.EngineService/GetApiDescription',
+                request_serializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetApiDescriptionRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetApiDescriptionResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/vllm_proxy.api.engine.v1.EngineService/Drain',
                 request_serializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.DrainRequest.SerializeToString,
@@ -149,6 +154,13 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetApiDescription(self, request, context):
+        """What the engine's own HTTP server says of its routes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Takes no new requests and answers when the running ones have ended or the deadline came.
         """
@@ -205,6 +217,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetStatusRequest.FromString,
                     response_serializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetApiDescription': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApiDescription,
+                    request_deserializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetApiDescriptionRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetApiDescriptionResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -434,6 +451,33 @@ class EngineService:
             '/vllm_proxy.api.engine.v1.EngineService/GetStatus',
             vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetStatusRequest.SerializeToString,
             vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApiDescription(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.engine.v1.EngineService/GetApiDescription',
+            vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetApiDescriptionRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_engine_dot_v1_dot_engine__pb2.GetApiDescriptionResponse.FromString,
             options,
             channel_credentials,
             insecure,
