@@ -10,10 +10,9 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vllm_proxy.api.router.v1 import router_pb2
 from vllm_proxy.common.errors import (
@@ -25,10 +24,11 @@ from vllm_proxy.common.errors import (
     RequestTimeout,
     ServiceError,
 )
-from vllm_proxy.common.lifecycle import cancel_all
 from vllm_proxy.common.settings import LoraPreload
 from vllm_proxy.engine_host.engines.base import Engine, ModelCard
-from vllm_proxy.engine_host.lora.checks import CONFIG_FILE, check_adapter, check_name, confine
+from vllm_proxy.engine_host.lora.cache_folder import CacheFolder
+from vllm_proxy.engine_host.lora.checks import check_adapter, check_name, confine
+from vllm_proxy.engine_host.lora.operations import Operations
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,6 @@ NATIVE = router_pb2.ADAPTER_ORIGIN_NATIVE
 #: Found in the engine, and nobody's here to load again.
 UNSPECIFIED = router_pb2.ADAPTER_ORIGIN_UNSPECIFIED
 RESOLVED = router_pb2.ADAPTER_ORIGIN_RESOLVED
-
-#: How long an unknown name is not looked for again, and how many such names are remembered.
-_MISS_TTL_S = 1.0
-_MISSES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +85,11 @@ class AdapterRegistry:
         self._on_change = on_change
         self._observe = observe
         self._adapters: dict[str, LoadedAdapter] = {}
-        #: name -> what is being done to it now.
-        self._busy: dict[str, _Operation] = {}
-        self._misses: dict[str, float] = {}
-        #: name -> the folder's state when its adapter was unloaded; until it changes, the resolver leaves it alone.
-        self._withheld: dict[str, tuple[int, ...]] = {}
+        self._operations: Operations[LoadedAdapter] = Operations()
+        #: None: no resolver.
+        self._cache = CacheFolder(policy.cache_dir) if policy.cache_dir is not None else None
         self._withdrawn: list[str] = []
         self._engine_seen = False
-        self._tasks: set[asyncio.Task[Any]] = set()
         roots = [*policy.allowed_roots, *(item.path for item in policy.preload)]
         if policy.cache_dir is not None:
             roots.append(policy.cache_dir)
@@ -143,10 +136,9 @@ class AdapterRegistry:
             self._require_updates()
         check_name(name)
         purpose = ("load", path, base, replace)
-        running = self._busy.get(name)
-        if running is not None and running.purpose == purpose:
-            loaded: LoadedAdapter = await asyncio.shield(running.task)
-            return loaded
+        running = self._operations.running(name, purpose)
+        if running is not None:
+            return await asyncio.shield(running)
         return await self._perform(name, purpose, lambda: self._load(name, path, base, origin, replace))
 
     async def unload(self, name: str, *, native: bool = False) -> LoadedAdapter:
@@ -162,19 +154,11 @@ class AdapterRegistry:
         """Loads cache_dir/<name> if it is there. Raises InvalidAdapter if it is there and cannot be loaded."""
         if name in self._adapters:
             return True
-        folder = self._policy.cache_dir
-        if folder is None or not self._policy.allow_runtime_updates or self._missed(name):
+        if self._cache is None or not self._policy.allow_runtime_updates:
             return False
-        try:
-            check_name(name)
-        except InvalidAdapter:
+        path = await self._cache.find(name)
+        if path is None:
             return False
-        path = folder / name
-        signature = await asyncio.to_thread(_signature, path)
-        if signature is None or self._withheld.get(name) == signature:
-            self._remember_miss(name)
-            return False
-        self._withheld.pop(name, None)
         try:
             await self.load(name, str(path), "", origin=RESOLVED)
         except AdapterExists:
@@ -191,19 +175,15 @@ class AdapterRegistry:
         first, self._engine_seen = not self._engine_seen, True
         changed = False
         for name, adapter in list(self._adapters.items()):
-            if name not in present and name not in self._busy:
+            if name not in present and name not in self._operations:
                 del self._adapters[name]
                 if not first:
                     self._withdrawn.append(name)
                 log.info("adapter vanished", extra={"adapter": name, "path": str(adapter.path)})
                 changed = True
         for name, card in present.items():
-            if name not in self._adapters and name not in self._busy:
-                self._busy[name] = operation = _Operation(
-                    ("adopt",), asyncio.create_task(self._adopt(card, first), name=f"adopt {name}")
-                )
-                self._tasks.add(operation.task)
-                operation.task.add_done_callback(functools.partial(self._adopted, name, operation))
+            if name not in self._adapters and name not in self._operations:
+                self._operations.start(name, ("adopt",), functools.partial(self._adopt, card, first))
         if changed:
             self._on_change()
 
@@ -212,7 +192,7 @@ class AdapterRegistry:
         self._engine_seen = False
 
     def withholds(self, name: str) -> bool:
-        return name in self._withheld
+        return self._cache is not None and self._cache.withholds(name)
 
     async def _adopt(self, card: ModelCard, first: bool) -> LoadedAdapter:
         """One that was found can be loaded again after a restart of the engine if it passes the same checks."""
@@ -226,7 +206,7 @@ class AdapterRegistry:
             log.info("adapter found in the engine", extra={"adapter": card.name, "detail": e.message})
         else:
             path, digest = checked.path, checked.digest
-            in_cache = self._policy.cache_dir is not None and path.parent == self._policy.cache_dir.resolve()
+            in_cache = self._cache is not None and self._cache.holds(path)
             preloaded = any(item.name == card.name for item in self._policy.preload)
             if preloaded:
                 origin = PRELOAD
@@ -240,14 +220,9 @@ class AdapterRegistry:
         self._on_change()
         return adapter
 
-    def _adopted(self, name: str, operation: _Operation, task: asyncio.Task[Any]) -> None:
-        if self._busy.get(name) is operation:
-            del self._busy[name]
-        self._ended(task)
-
     async def close(self) -> None:
         """Cancels what is still going on."""
-        await cancel_all(self._tasks)
+        await self._operations.close()
 
     def _require_updates(self) -> None:
         if not self._policy.allow_runtime_updates:
@@ -258,25 +233,9 @@ class AdapterRegistry:
             raise InvalidRequest("This engine takes no adapters.")
 
     async def _perform(
-        self, name: str, purpose: tuple[Any, ...], action: Callable[[], Awaitable[LoadedAdapter]]
+        self, name: str, purpose: tuple[str, *tuple[Hashable, ...]], action: Callable[[], Awaitable[LoadedAdapter]]
     ) -> LoadedAdapter:
-        """Runs what is done to one name one after the other, each in a task of its own."""
-        before = self._busy.get(name)
-
-        async def run() -> LoadedAdapter:
-            try:
-                if before is not None:
-                    await asyncio.wait([before.task])
-                return await self._observed(purpose[0], action)
-            finally:
-                if self._busy.get(name) is operation:
-                    del self._busy[name]
-
-        operation = _Operation(purpose, asyncio.create_task(run(), name=f"{purpose[0]} {name}"))
-        self._busy[name] = operation
-        self._tasks.add(operation.task)
-        operation.task.add_done_callback(self._ended)
-        return await asyncio.shield(operation.task)
+        return await asyncio.shield(self._operations.start(name, purpose, lambda: self._observed(purpose[0], action)))
 
     async def _observed(self, kind: str, action: Callable[[], Awaitable[LoadedAdapter]]) -> LoadedAdapter:
         started, ok = time.monotonic(), False
@@ -286,11 +245,6 @@ class AdapterRegistry:
             return adapter
         finally:
             self._observe(kind, ok, time.monotonic() - started)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever still waits gets it; nobody else needs to
 
     async def _load(
         self, name: str, path: str, base: str, origin: router_pb2.AdapterOrigin, replace: bool
@@ -317,8 +271,8 @@ class AdapterRegistry:
         adapter = LoadedAdapter(name, checked.path, base or bases[0], checked.digest, origin)
         self._adapters.pop(name, None)
         self._adapters[name] = adapter
-        self._misses.pop(name, None)
-        self._withheld.pop(name, None)
+        if self._cache is not None:
+            self._cache.forget(name)
         log.info(
             "adapter loaded",
             extra={
@@ -339,36 +293,10 @@ class AdapterRegistry:
             raise AdapterNotFound(f"The adapter {name} is not loaded.")
         if native:
             self._withdrawn.append(name)
-        if self._policy.cache_dir is not None:
-            signature = await asyncio.to_thread(_signature, self._policy.cache_dir / name)
-            if signature is not None:
-                self._withheld[name] = signature
+        if self._cache is not None:
+            await self._cache.withhold(name)
         self._on_change()
         await self._engine.remove_adapter(name)
         log.info("adapter unloaded", extra={"adapter": name, "native": native})
         self._on_change()
         return adapter
-
-    def _missed(self, name: str) -> bool:
-        return self._misses.get(name, 0.0) > time.monotonic()
-
-    def _remember_miss(self, name: str) -> None:
-        self._misses.pop(name, None)
-        self._misses[name] = time.monotonic() + _MISS_TTL_S
-        while len(self._misses) > _MISSES:
-            del self._misses[next(iter(self._misses))]
-
-
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    purpose: tuple[Any, ...]
-    task: asyncio.Task[LoadedAdapter]
-
-
-def _signature(folder: Path) -> tuple[int, ...] | None:
-    """Changes when an adapter is put into a folder anew; None if there is none. Blocks."""
-    try:
-        stats = (folder.stat(), (folder / CONFIG_FILE).stat())
-    except OSError:
-        return None
-    return tuple(n for s in stats for n in (s.st_ino, s.st_mtime_ns))
