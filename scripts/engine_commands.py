@@ -31,7 +31,7 @@ def _command(settings: Settings, kind: EngineKind) -> str:
     if section.launch_mode == "attached":
         return f"# attached: {section.url or f'http://{host}:{port}'}"
     dialect = DIALECTS[kind]
-    command = cli_command.read_command(section.command(), dialect, host, port, section)
+    command = cli_command.read_command(section.command(), dialect, host, port, section, settings.tracing)
     environment = {**dialect.environment(section), **command.environment}
     words = _without_keys(command.words)
     note = "  # the same engine in its host, by its Python API" if section.launch_mode == "python_api" else ""

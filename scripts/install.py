@@ -269,11 +269,11 @@ _stopping = threading.Event()
 
 
 def _install_gateway(env: Environment) -> None:
-    env.install_project("-e", ".[gateway]")
+    env.install_project("-e", ".[gateway,tracing]")
 
 
 def _install_dev(env: Environment) -> None:
-    env.install_project("-e", ".[gateway,dev]")
+    env.install_project("-e", ".[gateway,tracing,dev]")
 
 
 def _install_vllm(env: Environment) -> None:
@@ -297,7 +297,7 @@ def _install_sglang(env: Environment) -> None:
 
 def _install_project(env: Environment) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    env.pip_beside_pins(*project["dependencies"])
+    env.pip_beside_pins(*project["dependencies"], *project["optional-dependencies"]["tracing"])
     env.install_project("--no-deps", "-e", ".")
 
 

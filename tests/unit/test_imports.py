@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +120,10 @@ def test_the_check_allows_a_services_own_modules() -> None:
     sources = ("from . import config", "from .config import Section", "from ..common import errors")
     for source in sources:
         assert not any(crosses_services(found) for found in imports("vllm_proxy.edge.app", source, is_package=False))
+
+
+def test_tracing_that_is_off_imports_nothing() -> None:
+    services = ", ".join(f"vllm_proxy.{name}" for name in ("edge.app", "auth.server", "router.server"))
+    source = f"import sys, {services}, vllm_proxy.engine_host.server; print('opentelemetry.sdk' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "False"

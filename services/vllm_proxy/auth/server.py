@@ -32,6 +32,7 @@ from vllm_proxy.common.maintenance import LogFolder, MaintenanceServicer
 from vllm_proxy.common.metrics import process_registry, serve_metrics
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
+from vllm_proxy.common.tracing.start import open_tracer
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     declared = _declared_keys(config)
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
+        tracer = open_tracer(loaded.settings.tracing, "auth", "vllm_proxy_auth_", metrics.registry)
+        if tracer is not None:
+            stack.push_async_callback(tracer.close)
         store = await _opened(config, metrics, clock, stop)
         if store is None:
             return 0
@@ -59,7 +63,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         gc.freeze()
         audit = AuditLog(store, clock, config.audit_retention_days)
         keys = KeyAdministration(admission, store, audit, clock, config.api_keys_file, config.rotation_overlap_ms)
-        servicer = AuthServicer(admission, store, keys, audit, clock, config.api_keys_file, metrics)
+        servicer = AuthServicer(admission, store, keys, audit, clock, config.api_keys_file, metrics, tracer)
 
         rpc = RpcServer(config.address, loaded.settings.grpc, [SERVICE_NAME, MAINTENANCE])
         auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, rpc.server)

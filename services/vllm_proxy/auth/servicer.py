@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.api.auth.v1 import auth_pb2_grpc
@@ -18,10 +18,14 @@ from vllm_proxy.auth.key_wire import actor_of
 from vllm_proxy.auth.keys_file import UnreadableKeysFile, load_keys, warn_about_keys
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.session import Session
+from vllm_proxy.auth.session_trace import SessionTrace
 from vllm_proxy.auth.store import Store, make_durable
 from vllm_proxy.auth.usage_methods import UsageMethods
 from vllm_proxy.auth.wire import STORE_AWAY, admit_response, ask_of, settlement_of
 from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest
+
+if TYPE_CHECKING:
+    from vllm_proxy.common.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ class AuthServicer(KeyMethods, UsageMethods, auth_pb2_grpc.AuthServiceServicer):
         clock: Clock,
         keys_file: Path,
         metrics: AuthMetrics,
+        tracer: Tracer | None = None,
     ) -> None:
         self._admission = admission
         self._store = store
@@ -48,6 +53,7 @@ class AuthServicer(KeyMethods, UsageMethods, auth_pb2_grpc.AuthServiceServicer):
         self._clock = clock
         self._keys_file = keys_file
         self._metrics = metrics
+        self._tracer = tracer
         self._sessions: set[Session] = set()
         self._draining = False
 
@@ -60,7 +66,8 @@ class AuthServicer(KeyMethods, UsageMethods, auth_pb2_grpc.AuthServiceServicer):
     async def Session(self, request_iterator: Any, context: Any) -> None:
         if self._draining:
             raise AuthUnavailable("The auth service is stopping.")
-        session = Session(self._admission, self._store, context)
+        trace = SessionTrace(self._tracer) if self._tracer is not None else None
+        session = Session(self._admission, self._store, context, trace)
         self._sessions.add(session)
         self._metrics.sessions.inc()
         try:

@@ -17,6 +17,7 @@ import grpc.aio
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.auth.admission import Admission
 from vllm_proxy.auth.decision import Decision
+from vllm_proxy.auth.session_trace import SessionTrace
 from vllm_proxy.auth.store import Record, Store
 from vllm_proxy.auth.wait_queue import Waiter
 from vllm_proxy.auth.wire import admit_response, ask_of, settlement_of, unavailable
@@ -29,10 +30,11 @@ _MAX_BACKLOG = 65_536
 
 
 class Session:
-    def __init__(self, admission: Admission, store: Store, context: Any) -> None:
+    def __init__(self, admission: Admission, store: Store, context: Any, trace: SessionTrace | None = None) -> None:
         self._admission = admission
         self._store = store
         self._context = context
+        self._trace = trace
         self._owner_id = ""
         self._admits: deque[pb.AdmitResponse] = deque()
         self._settles: deque[pb.SettleResponse] = deque()
@@ -93,6 +95,8 @@ class Session:
 
     def _decide(self, message: pb.SessionRequest) -> None:
         admission, owner_id = self._admission, self._owner_id
+        if self._trace is not None:
+            self._trace.received(message)
         if message.renew_lease_ids:
             admission.book.renew(owner_id, message.renew_lease_ids)
         records: list[Record] = []
@@ -166,11 +170,12 @@ class Session:
         await self._context.write(pb.SessionResponse(lease_ttl_ms=self._admission.lease_ttl_ms))
         while True:
             while self._admits or self._settles:
-                await self._context.write(
-                    pb.SessionResponse(
-                        admits=_pop(self._admits, _MAX_ANSWERS), settles=_pop(self._settles, _MAX_ANSWERS)
-                    )
+                answers = pb.SessionResponse(
+                    admits=_pop(self._admits, _MAX_ANSWERS), settles=_pop(self._settles, _MAX_ANSWERS)
                 )
+                if self._trace is not None:
+                    self._trace.answered(answers)
+                await self._context.write(answers)
             self._drained.set()
             if self._ending and not self._undurable:
                 return

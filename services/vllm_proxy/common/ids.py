@@ -1,4 +1,4 @@
-"""Identifiers: requests, process incarnations, W3C trace context."""
+"""Identifiers: requests, process incarnations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import secrets
 
 #: A client's own request id is echoed only if it is this harmless.
 _CLIENT_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 REQUEST_ID_METADATA = "x-request-id"
 TRACEPARENT_METADATA = "traceparent"
@@ -24,11 +23,6 @@ def accept_request_id(value: bytes | None) -> str:
     if value and _CLIENT_ID.fullmatch(value):
         return value.decode("ascii")
     return new_request_id()
-
-
-def accept_traceparent(value: bytes | None) -> str:
-    """The W3C `traceparent` if it is well-formed, else an empty string (https://www.w3.org/TR/trace-context/)."""
-    return value.decode("ascii") if value and _TRACEPARENT.fullmatch(value) else ""
 
 
 def new_incarnation(name: str) -> str:

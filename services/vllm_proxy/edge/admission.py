@@ -60,6 +60,8 @@ class Settlement:
     on_durable: Callable[[], None] | None = None
     #: The base of `model`, or `model` itself; empty if it is not known.
     base_model: str = ""
+    #: Of the request, if it is traced.
+    traceparent: str = ""
 
 
 #: Gets the auth service's word, refusals included, or AuthUnavailable.
@@ -277,6 +279,8 @@ def _fill_settle(frame: pb.SettleRequest, seq: int, settlement: Settlement) -> N
     frame.model = settlement.model
     frame.base_model = settlement.base_model
     frame.host = settlement.host
+    if settlement.traceparent:
+        frame.traceparent = settlement.traceparent
     usage = frame.usage
     usage.prompt_tokens = settlement.prompt_tokens
     usage.cached_tokens = settlement.cached_tokens

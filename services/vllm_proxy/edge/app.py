@@ -19,6 +19,7 @@ from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
 from vllm_proxy.common.maintenance import LogFolder
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
+from vllm_proxy.common.tracing.start import open_tracer
 from vllm_proxy.edge.admission import AuthClient
 from vllm_proxy.edge.config import EdgeConfig
 from vllm_proxy.edge.cors import Cors
@@ -59,6 +60,10 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
     tasks: set[asyncio.Task[None]] = set()
     async with AsyncExitStack() as stack:
         stack.callback(leave_multiprocess)
+        metrics = EdgeMetrics()
+        tracer = open_tracer(config.tracing, "edge", "vllm_proxy_edge_", metrics.registry)
+        if tracer is not None:
+            stack.push_async_callback(tracer.close)
         auth_channel = open_channel(config.auth_address, config.grpc)
         stack.push_async_callback(auth_channel.close)
         router_channel = open_channel(config.router_address, config.grpc)
@@ -73,9 +78,10 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             config=config,
             hosts=hosts,
             auth=auth,
-            metrics=EdgeMetrics(),
+            metrics=metrics,
             spawn=lambda coroutine, name: spawn(tasks, coroutine, name),
             clock=time.monotonic,
+            tracer=tracer,
         )
         stack.callback(context.metrics.flush)
         draining = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_proxy.common.settings import Grpc, LoadedSettings
+from vllm_proxy.common.settings import Grpc, LoadedSettings, Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class EdgeConfig:
     model_aliases: Mapping[str, str]
     default_model: str | None
     adapter_timeout_s: float
+    tracing: Tracing
 
     @classmethod
     def from_settings(cls, loaded: LoadedSettings) -> EdgeConfig:
@@ -78,4 +79,5 @@ class EdgeConfig:
             model_aliases=settings.model_aliases,
             default_model=settings.default_model,
             adapter_timeout_s=settings.router.adapter_timeout_s,
+            tracing=settings.tracing,
         )

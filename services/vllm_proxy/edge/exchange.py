@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2
@@ -31,7 +31,11 @@ from vllm_proxy.edge.http_request import HttpRequest
 from vllm_proxy.edge.metrics import UNKNOWN_MODEL, EdgeMetrics
 from vllm_proxy.edge.request import CLIENT_CLOSED_REQUEST, CLIENT_GONE, NO_REASON, RequestFacts, log_request
 from vllm_proxy.edge.request_body import MAX_UINT32
+from vllm_proxy.edge.request_trace import Answer, RequestTrace
 from vllm_proxy.edge.response_head import EVENT_STREAM, client_headers
+
+if TYPE_CHECKING:
+    from vllm_proxy.common.tracing.tracer import Tracer
 
 #: How long the end of a cancelled request is waited for before it is settled with the last counts.
 END_WAIT_S = 30.0
@@ -55,6 +59,8 @@ class ExchangeContext:
     metrics: EdgeMetrics
     spawn: Spawn
     clock: Callable[[], float]
+    #: None: nothing is traced.
+    tracer: Tracer | None = None
     #: The requests that are not over, for the sweep and the drain.
     running: set[Exchange] = field(default_factory=set)
     #: Set while `running` is empty.
@@ -372,6 +378,9 @@ class Exchange:
         if self._cancelled or self._response.started or self._attempt >= MAX_ATTEMPTS:
             return False
         assert self._session is not None
+        if (trace := self._request.trace) is not None:
+            now, host = self._context.clock(), self._session.name
+            trace.attempt_failed(self._request, host, self._attempt, self._sent_at, now, error.reason)
         self._tried[self._session.name] = self._session.incarnation
         self._head, self._tail, self._last_error = None, b"", error
         self._attempt += 1
@@ -439,6 +448,7 @@ class Exchange:
                 cached_tokens=self._cached_tokens,
                 completion_tokens=self._completion_tokens,
                 on_durable=self._acknowledge,
+                traceparent=self._request.trace.traceparent if self._request.trace is not None else "",
             )
         )
         self._over()
@@ -480,3 +490,21 @@ class Exchange:
             cached_tokens=self._cached_tokens,
             attempt=self._attempt,
         )
+        if request.trace is not None:
+            self._end_trace(request.trace, status, now)
+
+    def _end_trace(self, trace: RequestTrace, status: int, now: float) -> None:
+        answer = Answer(
+            status=status,
+            reason="" if self.reason == NO_REASON else self.reason,
+            host=self._session.name if self._session is not None else "",
+            attempt=self._attempt,
+            sent_at=self._sent_at,
+            first_byte_at=self._first_byte_at,
+            settled_at=self._settled_at,
+            is_event_stream=self._is_event_stream,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=self._completion_tokens,
+        )
+        trace.answered(self._request, answer, now)

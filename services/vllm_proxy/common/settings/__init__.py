@@ -12,6 +12,7 @@ from vllm_proxy.common.settings.load import ConfigError, LoadedSettings, enter_r
 from vllm_proxy.common.settings.lora import Lora, LoraPreload, RuntimeResolver, SglangLora, VllmLora
 from vllm_proxy.common.settings.schema import Settings
 from vllm_proxy.common.settings.services import Auth, Edge, Grpc, Logs, Nginx, Router
+from vllm_proxy.common.settings.tracing import Tracing
 
 #: The environment variable that holds the token services show each other. Needed once a gRPC listener leaves
 #: loopback or a Unix socket.
@@ -46,6 +47,7 @@ __all__ = [
     "Sglang",
     "SglangLora",
     "Sim",
+    "Tracing",
     "UserLimit",
     "Vllm",
     "VllmLora",

@@ -12,6 +12,7 @@ from vllm_proxy.common.settings.engines import EngineSection, Sglang, Sim, Vllm
 from vllm_proxy.common.settings.fields import EngineKind, LoopbackHost, Port, PositiveInt, Section
 from vllm_proxy.common.settings.limits import RateLimit, UserLimit
 from vllm_proxy.common.settings.services import Auth, Edge, Grpc, Logs, Nginx, Router
+from vllm_proxy.common.settings.tracing import Tracing
 
 
 class Settings(Section):
@@ -62,6 +63,7 @@ class Settings(Section):
     grpc: Grpc = Grpc()
     logs: Logs = Logs()
     nginx: Nginx = Nginx()
+    tracing: Tracing = Tracing()
     pid_dir: Path = Path(".pids")
     """Process ids of the services."""
     run_dir: Path = Path(".run")

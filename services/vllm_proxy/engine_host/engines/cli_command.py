@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vllm_proxy.common.settings import ConfigError, EngineSection
+from vllm_proxy.common.settings import ConfigError, EngineSection, Tracing
+from vllm_proxy.engine_host.engines.engine_tracing import tracing_environment, tracing_flags
 from vllm_proxy.engine_host.engines.http_dialects import HttpDialect
 from vllm_proxy.engine_host.engines.start_command import flag_name, given, has, missing_flags
 
@@ -36,7 +37,9 @@ class CliCommand:
     warnings: tuple[str, ...] = field(default=())
 
 
-def read_command(text: str, dialect: HttpDialect, host: str, port: int, settings: EngineSection) -> CliCommand:
+def read_command(
+    text: str, dialect: HttpDialect, host: str, port: int, settings: EngineSection, tracing: Tracing
+) -> CliCommand:
     """`host` and `port` are the settings'; the command's own win.
 
     Raises ConfigError for a command that cannot be read."""
@@ -68,6 +71,7 @@ def read_command(text: str, dialect: HttpDialect, host: str, port: int, settings
     wanted = dialect.lora_flags(settings, arguments) if settings.lora.enabled else {}
     added, said_otherwise = missing_flags(arguments, wanted, section)
     warnings += said_otherwise
+    added += tracing_flags(tracing, section, arguments)
     for flag, value in (("--host", host), ("--port", str(port))):
         if not has(arguments, flag):
             added += [flag, value]
@@ -85,7 +89,10 @@ def read_command(text: str, dialect: HttpDialect, host: str, port: int, settings
     rank = given([*arguments, *added], dialect.max_rank_flag)
     return CliCommand(
         words=tuple(words),
-        environment=environment,
+        environment={
+            **tracing_environment(tracing, section, {**settings.extra_env, **environment}),
+            **environment,
+        },
         host=_reachable(given(arguments, "--host") or host),
         port=own_port,
         api_key=given(arguments, "--api-key"),

@@ -27,7 +27,9 @@ from vllm_proxy.engine_host.engines.sse_usage import Fingerprint, StreamUsage
 log = logging.getLogger(__name__)
 
 #: Of a request's headers, what the engine is told.
-_REQUEST_HEADERS = frozenset({b"accept", b"content-type", b"user-agent", b"x-request-id", b"traceparent"})
+_REQUEST_HEADERS = frozenset(
+    {b"accept", b"content-type", b"user-agent", b"x-request-id", b"traceparent", b"tracestate"}
+)
 #: Of an answer's headers, what is between the engine and its host.
 _DROPPED = frozenset(
     {

@@ -212,7 +212,7 @@ class HttpEngine:
         if not text:
             raise ConfigError(f"{kind}.start_cmd: empty, and {section.start_cmd_file} has no command")
         host, port = self._settings.native_address(self._kind)
-        return read_command(text, self._dialect, host, port, section)
+        return read_command(text, self._dialect, host, port, section, self._settings.tracing)
 
     def _url(self) -> str:
         if self._section.url is not None and self._command is None:

@@ -32,6 +32,7 @@ from vllm_proxy.engine_host.engines.base import (
 )
 from vllm_proxy.engine_host.engines.engine_output import EngineOutput
 from vllm_proxy.engine_host.engines.engine_owner import reap_leftovers, reap_own
+from vllm_proxy.engine_host.engines.engine_tracing import with_tracing
 from vllm_proxy.engine_host.engines.sglang_app import build_app, ending_requests, model_cards
 from vllm_proxy.engine_host.engines.sglang_command import adapter_of, api_keys, read_command
 from vllm_proxy.engine_host.engines.sglang_lora import SglangAdapters
@@ -88,7 +89,7 @@ class SglangEngine:
         text = sglang.command()
         if not text:
             raise ConfigError(f"sglang.start_cmd: empty, and {sglang.start_cmd_file} has no command")
-        command = read_command(text)
+        command = with_tracing(read_command(text), self._settings.tracing, self.kind, sglang.extra_env)
         for pid in await asyncio.to_thread(reap_leftovers):
             log.warning("killed an engine process whose host is gone", extra={"pid": pid})
         set_environment(sglang)

@@ -34,6 +34,7 @@ from vllm_proxy.engine_host.engines.base import (
 )
 from vllm_proxy.engine_host.engines.engine_output import EngineOutput
 from vllm_proxy.engine_host.engines.engine_owner import reap_leftovers, reap_own
+from vllm_proxy.engine_host.engines.engine_tracing import with_tracing
 from vllm_proxy.engine_host.engines.start_command import StartCommand
 from vllm_proxy.engine_host.engines.vllm_command import read_command
 from vllm_proxy.engine_host.engines.vllm_lora import VllmAdapters, take_over
@@ -91,7 +92,7 @@ class VllmEngine:
         text = vllm.command()
         if not text:
             raise ConfigError(f"vllm.start_cmd: empty, and {vllm.start_cmd_file} has no command")
-        command = read_command(text)
+        command = with_tracing(read_command(text), self._settings.tracing, self.kind, vllm.extra_env)
         for pid in await asyncio.to_thread(reap_leftovers):
             log.warning("killed an engine process whose host is gone", extra={"pid": pid})
         set_environment(vllm)

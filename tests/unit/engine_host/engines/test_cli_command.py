@@ -6,15 +6,16 @@ import shlex
 
 import pytest
 
-from vllm_proxy.common.settings import ConfigError, Sglang, Vllm
+from vllm_proxy.common.settings import ConfigError, Sglang, Tracing, Vllm
 from vllm_proxy.engine_host.engines.cli_command import CliCommand, read_command
 from vllm_proxy.engine_host.engines.http_dialects import SGLANG, VLLM
 
+NO_TRACING = Tracing()
 PLAIN = Vllm.model_validate({"lora": {"enabled": False}})
 
 
-def read(text: str, section: Vllm = PLAIN, port: int = 8002) -> CliCommand:
-    return read_command(text, VLLM, "localhost", port, section)
+def read(text: str, section: Vllm = PLAIN, port: int = 8002, tracing: Tracing = NO_TRACING) -> CliCommand:
+    return read_command(text, VLLM, "localhost", port, section, tracing)
 
 
 def test_host_and_port_come_from_the_settings() -> None:
@@ -75,7 +76,9 @@ def test_adapters_flags_are_added_unless_the_command_says_otherwise() -> None:
 
 
 def test_another_engines_flags() -> None:
-    command = read_command("python -m sglang.launch_server --model-path m", SGLANG, "localhost", 8003, Sglang())
+    command = read_command(
+        "python -m sglang.launch_server --model-path m", SGLANG, "localhost", 8003, Sglang(), NO_TRACING
+    )
     text = shlex.join(command.words)
     assert "--enable-lora" in text and "--lora-target-modules all" in text and text.endswith("--port 8003")
 
@@ -90,3 +93,25 @@ def test_the_key_is_known() -> None:
 def test_what_cannot_be_run(text: str) -> None:
     with pytest.raises(ConfigError, match=r"vllm\.start_cmd"):
         read(text)
+
+
+TRACED = Tracing.model_validate({"endpoint": "http://c:4317", "service_prefix": "gw"})
+
+
+def test_an_engine_is_told_where_spans_go() -> None:
+    command = read("vllm serve M", tracing=TRACED)
+    assert "--otlp-traces-endpoint http://c:4317" in shlex.join(command.words)
+    assert command.environment == {"OTEL_SERVICE_NAME": "gw-vllm", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}
+    sglang = read_command("sglang serve M", SGLANG, "localhost", 8003, Sglang(), TRACED)
+    assert "--enable-trace --otlp-traces-endpoint http://c:4317" in shlex.join(sglang.words)
+
+
+def test_what_the_command_says_of_tracing_wins() -> None:
+    command = read("OTEL_SERVICE_NAME=mine vllm serve M --otlp-traces-endpoint http://d:1", tracing=TRACED)
+    assert command.words.count("--otlp-traces-endpoint") == 1 and "http://c:4317" not in command.words
+    assert command.environment["OTEL_SERVICE_NAME"] == "mine"
+
+
+def test_engines_can_be_left_out_of_tracing() -> None:
+    command = read("vllm serve M", tracing=TRACED.model_copy(update={"engines": False}))
+    assert "--otlp-traces-endpoint" not in command.words and command.environment == {}

@@ -141,7 +141,7 @@ class SessionResponse(_message.Message):
     def __init__(self, admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., lease_ttl_ms: _Optional[int] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id", "prompt_bytes", "prompt_script", "names_no_model")
+    __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id", "prompt_bytes", "prompt_script", "names_no_model", "traceparent")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     API_KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class AdmitRequest(_message.Message):
     PROMPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_SCRIPT_FIELD_NUMBER: _ClassVar[int]
     NAMES_NO_MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     seq: int
     api_key_sha256: bytes
     operation: Operation
@@ -168,7 +169,8 @@ class AdmitRequest(_message.Message):
     prompt_bytes: int
     prompt_script: PromptScript
     names_no_model: bool
-    def __init__(self, seq: _Optional[int] = ..., api_key_sha256: _Optional[bytes] = ..., operation: _Optional[_Union[Operation, str]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens_estimate: _Optional[int] = ..., response_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., client_is_local: _Optional[bool] = ..., owner_id: _Optional[str] = ..., prompt_bytes: _Optional[int] = ..., prompt_script: _Optional[_Union[PromptScript, str]] = ..., names_no_model: _Optional[bool] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, seq: _Optional[int] = ..., api_key_sha256: _Optional[bytes] = ..., operation: _Optional[_Union[Operation, str]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens_estimate: _Optional[int] = ..., response_tokens: _Optional[int] = ..., choices: _Optional[int] = ..., client_is_local: _Optional[bool] = ..., owner_id: _Optional[str] = ..., prompt_bytes: _Optional[int] = ..., prompt_script: _Optional[_Union[PromptScript, str]] = ..., names_no_model: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("seq", "admitted", "lease_id", "key_id", "user", "reason", "limit_name", "message", "retry_after_ms", "requests", "tokens", "quota_remaining", "reserved_tokens", "limit_scope", "max_response_tokens", "priority", "models")
@@ -225,7 +227,7 @@ class RateLimitState(_message.Message):
     def __init__(self, limit: _Optional[int] = ..., remaining: _Optional[int] = ..., reset_ms: _Optional[int] = ...) -> None: ...
 
 class SettleRequest(_message.Message):
-    __slots__ = ("seq", "lease_id", "attempt", "source", "outcome", "usage", "model", "host", "base_model")
+    __slots__ = ("seq", "lease_id", "attempt", "source", "outcome", "usage", "model", "host", "base_model", "traceparent")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +237,7 @@ class SettleRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     seq: int
     lease_id: str
     attempt: int
@@ -244,7 +247,8 @@ class SettleRequest(_message.Message):
     model: str
     host: str
     base_model: str
-    def __init__(self, seq: _Optional[int] = ..., lease_id: _Optional[str] = ..., attempt: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., usage: _Optional[_Union[TokenUsage, _Mapping]] = ..., model: _Optional[str] = ..., host: _Optional[str] = ..., base_model: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, seq: _Optional[int] = ..., lease_id: _Optional[str] = ..., attempt: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., usage: _Optional[_Union[TokenUsage, _Mapping]] = ..., model: _Optional[str] = ..., host: _Optional[str] = ..., base_model: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class TokenUsage(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens")
