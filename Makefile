@@ -39,11 +39,11 @@ start-%: ## Starts one service: auth, router, edge, engine-vllm
 stop-%: ## Stops one service
 	@scripts/stop.sh $*
 
-status: ## Says what runs, since when, and where its log is
-	@scripts/proxyctl.sh status || test $$? -eq 3
+status: ## Says what runs, since when, what it serves, how loaded it is, and which limits were hit
+	@scripts/vllm-proxy status || test $$? -eq 3
 
 logs: ## Follows a service's log: make logs SERVICE=edge TAIL=100 (auth, router, engine-vllm, vllm, supervisord, all)
-	@scripts/proxyctl.sh logs "$(SERVICE)" --lines "$(TAIL)"
+	@scripts/vllm-proxy logs "$(SERVICE)" --lines "$(TAIL)" --follow
 
 check-config: ## Says whether the configuration is good, one line for each fault
 	@scripts/install.sh gateway

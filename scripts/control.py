@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from scripts import last_start, nginx_config, process_table
-from scripts.log_follow import follow as follow_files
+from scripts import nginx_config
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import LogMarks, StartFailed, wait_ready
-from scripts.show import log_files, show_welcome
+from scripts.show import show_welcome
 from scripts.start_command import StartCommand
-from scripts.supervisor_client import ProcessState, State, Supervisor, SupervisorError
+from scripts.supervisor_client import State, Supervisor, SupervisorError
 from scripts.supervisor_config import (
     CODE_ROOT,
     Program,
@@ -29,6 +28,10 @@ from scripts.supervisor_config import (
     write_nginx,
 )
 
+from vllm_proxy.cli import last_start, process_table
+from vllm_proxy.cli.logs import follow_until
+from vllm_proxy.cli.services import log_files
+from vllm_proxy.cli.supervised import ProcessState
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
 PROGRESS_INTERVAL_S = 5.0
@@ -55,11 +58,6 @@ class Services:
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"no service {', '.join(unknown)}; there is {', '.join(known)}")
         return [p for p in self.programs if (p.name in names if names else not p.is_optional)]
-
-    def shown(self) -> list[Program]:
-        """All but those optional ones that are not up."""
-        up = {process.service for process in self._processes() if process.is_up}
-        return [program for program in self.programs if not program.is_optional or program.name in up]
 
     def hosts_of(self, engine: str) -> list[str]:
         """The engine hosts of a kind. Raises ConfigError if there is none."""
@@ -227,9 +225,8 @@ class Services:
         print(f"Following the logs; Ctrl-C {'stops' if started else 'leaves'} the services.\n", flush=True)
         # Noted, not raised: an interruption that comes while something is finalised would be swallowed there.
         with _interrupt_noted() as interrupted:
-            follow_files(
-                log_files(self._loaded, self.programs, "all"),
-                until=lambda: interrupted.is_set() or self._supervisor.daemon() is None,
+            follow_until(
+                log_files(self._loaded, "all"), lambda: interrupted.is_set() or self._supervisor.daemon() is None
             )
         if interrupted.is_set():
             raise KeyboardInterrupt

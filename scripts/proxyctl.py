@@ -1,7 +1,7 @@
-"""Starts, stops and shows the services of one configuration. What `make run`, scripts/start.sh and others call.
+"""Starts and stops the services of one configuration. What `make run`, scripts/start.sh and others call.
 
 python -m scripts.proxyctl --config config/config.yaml start [--follow] [SERVICE...]
-                                                       stop [SERVICE...] | status | logs SERVICE | needs | check
+                                                       stop [SERVICE...] | needs | check
                                                        command [SERVICE...]
 """
 
@@ -17,17 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from scripts import last_start
 from scripts.control import Services, wants_demo_model
 from scripts.engine_commands import engine_commands
 from scripts.install import engine_build
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import StartFailed, Stopped
-from scripts.show import follow_logs, show_status
 from scripts.start_command import StartCommand
 from scripts.supervisor_client import SupervisorError
 from scripts.supervisor_config import Program, engine_environments
 
+from vllm_proxy.cli import last_start
 from vllm_proxy.common.lifecycle import DEFAULT_CONFIG
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, enter_root, load_settings
 
@@ -46,8 +45,6 @@ def main() -> int:
         if args.action == "check":
             print(*(f"warning: {warning}" for warning in loaded.warnings), f"{loaded.path}: good", sep="\n")
             return 0
-        if args.action == "logs":
-            return follow_logs(loaded, services.programs, args.service, _number("TAIL", args.lines))
         named = [*args.services, *(services.hosts_of(args.engine) if args.engine else ())]
         if args.action == "needs":
             print(" ".join(_needs(loaded, services.to_start(named))))
@@ -56,10 +53,8 @@ def main() -> int:
             return services.start(named, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
         if args.action == "stop":
             return services.stop(named)
-        if args.action == "command":
-            print(*engine_commands(loaded.settings, services.named(named)), sep="\n")
-            return 0
-        return show_status(loaded, services.named(named) if named else services.shown())
+        print(*engine_commands(loaded.settings, services.named(named)), sep="\n")
+        return 0
     except (ConfigError, SupervisorError, StartFailed, TimeoutError) as e:
         print(e, file=sys.stderr)
         return 1
@@ -73,7 +68,7 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="proxyctl", description="Starts, stops and shows the services.")
+    parser = argparse.ArgumentParser(prog="proxyctl", description="Starts and stops the services.")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="default: %(default)s")
     actions = parser.add_subparsers(dest="action", required=True)
     for name in ("start", "needs"):
@@ -85,12 +80,9 @@ def _parse() -> argparse.Namespace:
         action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
         action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
         _add_services(action)
-    for name in ("stop", "status", "command"):
+    for name in ("stop", "command"):
         _add_services(actions.add_parser(name))
     actions.add_parser("check", help="say whether the configuration is good")
-    logs = actions.add_parser("logs")
-    logs.add_argument("service", nargs="?", default="all", metavar="SERVICE")
-    logs.add_argument("--lines", default="100", help="lines to begin with (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -99,21 +91,15 @@ def _add_services(action: argparse.ArgumentParser) -> None:
     action.add_argument("--engine", choices=["vllm", "sglang"], help="the engine hosts of this kind")
 
 
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError(f"{name}={text}: must be a number")
-    return int(text)
-
-
 def _services(args: argparse.Namespace) -> tuple[LoadedSettings, Services]:
-    """What runs can be stopped and shown also while its configuration is broken. Raises ConfigError."""
+    """What runs can be stopped also while its configuration is broken. Raises ConfigError."""
     config_path = args.config.resolve()
     try:
         loaded, start_command = _load(args)
         enter_root(loaded)
         return loaded, Services(loaded, start_command)
     except ConfigError as fault:
-        last = last_start.load(config_path) if args.action in ("stop", "status", "logs") else None
+        last = last_start.load(config_path) if args.action == "stop" else None
         if last is None:
             raise
         faults = "; ".join(str(fault).splitlines())

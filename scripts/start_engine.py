@@ -29,7 +29,7 @@ def main(engine: str) -> int:
     if args.stop:
         command = ["stop.sh", "--engine", engine]
     elif args.status:
-        command = ["proxyctl.sh", "status", "--engine", engine]
+        command = ["vllm-proxy", "status", "--engine", engine]
     elif args.print_cmd:
         command = ["proxyctl.sh", "command", "--engine", engine]
     else:

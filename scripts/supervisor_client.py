@@ -11,30 +11,21 @@ import fcntl
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import time
 import xmlrpc.client
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import process_table
-from scripts.supervisor_config import (
-    Program,
-    control_socket,
-    engine_section,
-    environment_python,
-    metrics_folder,
-    render,
-)
+from scripts.supervisor_config import Program, engine_section, environment_python, metrics_folder, render
 from supervisor.xmlrpc import Faults
 
+from vllm_proxy.cli import process_table, supervised
+from vllm_proxy.cli.supervised import ProcessState, control_socket
 from vllm_proxy.common import pid_record
 from vllm_proxy.common.settings import LoadedSettings
 
-CALL_TIMEOUT_S = 10.0
 START_DEADLINE_S = 20.0
 #: Started processes find these and take them for their own.
 NOT_INHERITED = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONHOME", "PROMETHEUS_MULTIPROC_DIR", "VIRTUAL_ENV")
@@ -52,22 +43,6 @@ class State(enum.Enum):
     GONE = enum.auto()
     RUNNING = enum.auto()
     STOPPING = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessState:
-    """One process as supervisord sees it. `pid` is 0 when there is none."""
-
-    service: str
-    name: str
-    state: str
-    pid: int
-    started_at: int
-    fault: str
-
-    @property
-    def is_up(self) -> bool:
-        return self.state in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
 
 
 class Supervisor:
@@ -147,17 +122,7 @@ class Supervisor:
             return ""
 
     def processes(self) -> list[ProcessState]:
-        return [
-            ProcessState(
-                service=row["group"],
-                name=row["name"],
-                state=row["statename"],
-                pid=row["pid"],
-                started_at=row["start"],
-                fault=row["spawnerr"] or (f"exit status {row['exitstatus']}" if row["exitstatus"] else ""),
-            )
-            for row in self._call("getAllProcessInfo")
-        ]
+        return supervised.processes(self._call("getAllProcessInfo"))
 
     def start_service(self, service: str) -> None:
         """Returns once it is being started; does nothing if it is up."""
@@ -216,10 +181,8 @@ class Supervisor:
         return sorted(path for path in self._pids.glob("*.pid") if path.resolve() not in engines)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        proxy = xmlrpc.client.ServerProxy("http://supervisor", transport=_UnixTransport(self._socket))
         try:
-            with proxy:
-                return getattr(proxy.supervisor, method)(*arguments)
+            return supervised.call(self._socket, method, *arguments)
         except (OSError, http.client.HTTPException) as e:
             raise SupervisorGone(f"the supervisor does not answer: {e}") from None
         except xmlrpc.client.Fault as e:
@@ -228,23 +191,3 @@ class Supervisor:
             if e.faultCode in (Faults.ALREADY_STARTED, Faults.NOT_RUNNING):
                 return None
             raise SupervisorError(f"supervisor: {e.faultString}") from None
-
-
-class _UnixTransport(xmlrpc.client.Transport):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=CALL_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from scripts import external_tools, nginx_config
 
+from vllm_proxy.cli.services import edge_url, reached_at
+from vllm_proxy.cli.supervised import control_socket
 from vllm_proxy.common.settings import ConfigError, EngineHostSpec, EngineKind, EngineSection, LoadedSettings, Settings
 
 #: Where the code and its environments are; a configuration's own root may be elsewhere.
@@ -131,11 +133,6 @@ def render(loaded: LoadedSettings, wanted: Sequence[Program]) -> str:
     return "; Generated from config.yaml at each start; not to be edited.\n\n" + "\n".join(sections)
 
 
-def control_socket(settings: Settings) -> str:
-    """supervisord's own socket, relative to the project's root."""
-    return str(settings.run_dir / "supervisor.sock")
-
-
 def metrics_folder(loaded: LoadedSettings) -> Path:
     """Where the edge's workers keep the counters that they share."""
     return loaded.root / loaded.settings.run_dir / "metrics"
@@ -145,15 +142,10 @@ def environment_python(name: str) -> Path:
     return CODE_ROOT / ".venv" / name / "bin" / "python"
 
 
-def edge_url(settings: Settings) -> str:
-    """Where a client on this machine finds the edge."""
-    return f"http://{_from_here(settings.fastapi_host, settings.fastapi_port)}"
-
-
 def nginx_url(settings: Settings) -> str:
     """Where a client on this machine finds nginx."""
     scheme = "https" if settings.nginx.tls_certificate else "http"
-    return f"{scheme}://{_from_here(settings.nginx.host, settings.nginx.port)}"
+    return f"{scheme}://{reached_at(settings.nginx.host, settings.nginx.port)}"
 
 
 def write_nginx(loaded: LoadedSettings, program: Program) -> bool:
@@ -163,13 +155,8 @@ def write_nginx(loaded: LoadedSettings, program: Program) -> bool:
     return changed
 
 
-def _from_here(host: str, port: int) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    return f"{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
-
-
 def _edge_target(settings: Settings) -> str:
-    return _from_here(settings.fastapi_host, settings.fastapi_port)
+    return reached_at(settings.fastapi_host, settings.fastapi_port)
 
 
 def _nginx(loaded: LoadedSettings) -> list[Program]:
@@ -187,7 +174,7 @@ def _nginx(loaded: LoadedSettings) -> list[Program]:
             log="nginx-access.log",
             error_log="nginx-error.log",
             pid=NGINX_PID,
-            address=_from_here(settings.nginx.host, settings.nginx.port),
+            address=reached_at(settings.nginx.host, settings.nginx.port),
             stop_signal="QUIT",
             is_optional=not settings.nginx.enabled,
         )

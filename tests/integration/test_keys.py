@@ -9,12 +9,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.integration.conftest import StartCluster
 from tests.support.cluster import ADMIN, ALICE, ApiKey, Cluster
+from tests.support.command_line import cli
 from tests.support.http_client import Answer, Client
 from tests.support.process import SERVICES_ROOT
 from tests.support.streams import live_streams
@@ -73,22 +73,6 @@ class Operator:
 @pytest.fixture
 def operator(cluster: Cluster, secrets: list[str]) -> Operator:
     return Operator(cluster, secrets)
-
-
-def vllm_proxy(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, as on the machine itself; from another folder than the installation's."""
-    return subprocess.run(
-        [sys.executable, "-m", "vllm_proxy.cli", "--config", str(cluster.config_path), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=CLI_TIMEOUT_S,
-        cwd=Path(__file__).parent,
-        env={"PYTHONPATH": str(SERVICES_ROOT), "PATH": "/usr/bin:/bin"},
-    )
-
-
-async def cli(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(vllm_proxy, cluster, *arguments)
 
 
 def refusals(cluster: Cluster) -> list[int]:
@@ -228,26 +212,30 @@ class TestBooks:
 
 class TestCommandLine:
     async def test_a_key_from_the_machine_itself(self, cluster: Cluster, operator: Operator) -> None:
-        made = await cli(cluster, "keys", "create", "--user", "grace", "--quota", "1k", "--qps", "50", "--quiet")
+        made = await cli(
+            cluster.config_path, "keys", "create", "--user", "grace", "--quota", "1k", "--qps", "50", "--quiet"
+        )
         assert made.returncode == 0, made.stderr
         client = operator.client(made.stdout.strip())
         assert (await client.chat(max_tokens=2)).status == 200
         await operator.settled("grace")
-        (key,) = json.loads((await cli(cluster, "keys", "list", "--user", "grace", "--json")).stdout)
+        (key,) = json.loads((await cli(cluster.config_path, "keys", "list", "--user", "grace", "--json")).stdout)
         assert (key["quota"], key["rate_limit"]) == (1000, {"qps": 50})
         assert key["created_by"].startswith("cli:")
 
-        table = (await cli(cluster, "keys", "list")).stdout
+        table = (await cli(cluster.config_path, "keys", "list")).stdout
         assert key["id"] in table and "\033" not in table, "no colours in a pipe"
-        updated = await cli(cluster, "keys", "update", key["id"], "--concurrent", "3", "--name", "pad", "--json")
+        updated = await cli(
+            cluster.config_path, "keys", "update", key["id"], "--concurrent", "3", "--name", "pad", "--json"
+        )
         assert json.loads(updated.stdout)["rate_limit"] == {"qps": 50, "concurrent": 3}
-        shown = (await cli(cluster, "keys", "show", key["id"])).stdout
+        shown = (await cli(cluster.config_path, "keys", "show", key["id"])).stdout
         assert "grace" in shown and "1,000 tokens" in shown
 
-        rotated = await cli(cluster, "keys", "rotate", key["id"], "--overlap", "0", "-q")
+        rotated = await cli(cluster.config_path, "keys", "rotate", key["id"], "--overlap", "0", "-q")
         renewed = operator.client(rotated.stdout.strip())
         assert ((await client.chat()).status, (await renewed.chat()).status) == (401, 200)
-        revoked = await cli(cluster, "keys", "revoke", key["id"])
+        revoked = await cli(cluster.config_path, "keys", "revoke", key["id"])
         assert revoked.returncode == 0, revoked.stderr
         assert (await renewed.chat()).status == 401
 
@@ -255,18 +243,20 @@ class TestCommandLine:
         _, client = await operator.make("heidi")
         await client.chat(max_tokens=7)
         await operator.settled("heidi")
-        rows = json.loads((await cli(cluster, "usage", "--by", "model,day", "--user", "heidi", "--json")).stdout)
+        rows = json.loads(
+            (await cli(cluster.config_path, "usage", "--by", "model,day", "--user", "heidi", "--json")).stdout
+        )
         assert [(row["model"], row["completion_tokens"]) for row in rows] == [("sim", 7)]
-        told = await cli(cluster, "usage", "--by", "user", "--csv", "--from", "1d")
+        told = await cli(cluster.config_path, "usage", "--by", "user", "--csv", "--from", "1d")
         assert {"user": "heidi", "completion_tokens": "7"}.items() <= next(
             row for row in csv.DictReader(io.StringIO(told.stdout)) if row["user"] == "heidi"
         ).items()
-        assert "heidi" in (await cli(cluster, "usage")).stdout
-        audit = (await cli(cluster, "audit", "--action", "key.", "--limit", "5")).stdout
+        assert "heidi" in (await cli(cluster.config_path, "usage")).stdout
+        audit = (await cli(cluster.config_path, "audit", "--action", "key.", "--limit", "5")).stdout
         assert "key.create" in audit
 
     async def test_a_failure_is_one_line_and_a_number(self, cluster: Cluster) -> None:
-        (alice,) = json.loads((await cli(cluster, "keys", "list", "--user", "alice", "--json")).stdout)
+        (alice,) = json.loads((await cli(cluster.config_path, "keys", "list", "--user", "alice", "--json")).stdout)
         for arguments, code, words in (
             (("keys", "revoke", alice["id"]), 1, "config/api_keys.json"),
             (("keys", "show", "ffffffffffff"), 1, "no key"),
@@ -274,7 +264,7 @@ class TestCommandLine:
             (("usage", "--by", "week"), 2, "must be one of"),
             (("keys", "create", "--user", " "), 2, "user"),
         ):
-            ended = await cli(cluster, *arguments)
+            ended = await cli(cluster.config_path, *arguments)
             assert ended.returncode == code, (arguments, ended.stderr)
             assert words in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
         elsewhere = cluster.config_path.parent / "elsewhere.yaml"

@@ -18,6 +18,10 @@ class Failed(Exception):
     """The command could not do what it was asked for. The message says what to do."""
 
 
+class NotAllServing(Exception):
+    """A service that was asked for does not serve. The message, if any, is an error; else it was shown already."""
+
+
 def add_command(commands: Commands, name: str, help_text: str, run: Run) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
     parser.add_argument("--json", action="store_true", help="print JSON")

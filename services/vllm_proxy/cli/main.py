@@ -15,17 +15,17 @@ from pathlib import Path
 
 import grpc.aio
 
-from vllm_proxy.cli import audit, keys, usage
-from vllm_proxy.cli.command import Failed
+from vllm_proxy.cli import audit, config, keys, last_start, logs, lora, status, top, usage
+from vllm_proxy.cli.command import Failed, NotAllServing
 from vllm_proxy.cli.connection import Connection
 from vllm_proxy.cli.output import Output
 from vllm_proxy.cli.values import BadValue
-from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RequestTimeout, ServiceError
+from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RequestTimeout, RouterUnavailable, ServiceError
 from vllm_proxy.common.rpc.status import from_rpc_error
-from vllm_proxy.common.settings import ConfigError, enter_root, load_settings
+from vllm_proxy.common.settings import ConfigError, LoadedSettings, enter_root, load_settings
 
 #: Each adds its commands to the parser.
-GROUPS = (keys, usage, audit)
+GROUPS = (status, top, logs, lora, keys, usage, audit, config)
 DONE, FAILED, WRONG, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 #: From an editable installation: the project's own configuration.
 _PROJECT_CONFIG = Path(__file__).resolve().parents[3] / "config" / "config.yaml"
@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(output, e.message, WRONG)
     except Failed as e:
         return _fail(output, str(e), FAILED)
+    except NotAllServing as e:
+        return _fail(output, str(e), UNREACHABLE) if str(e) else UNREACHABLE
+    except RouterUnavailable:
+        return _fail(output, "the router does not answer: is it running? (make status; make start-router)", UNREACHABLE)
     except (AuthUnavailable, RequestTimeout):
         return _fail(
             output, "the auth service does not answer: is it running? (make status; make start-auth)", UNREACHABLE
@@ -58,15 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(args: argparse.Namespace, output: Output) -> int:
-    loaded = load_settings(args.config or _config())
+    args.cwd = Path.cwd()
+    loaded = _load(args.config or _config(), args.survives, output)
     enter_root(loaded)
-    async with Connection(loaded.settings) as connection:
+    async with Connection(loaded) as connection:
         try:
             await args.run(args, connection, output)
         except grpc.aio.AioRpcError as e:
             raise from_rpc_error(e, AuthUnavailable) from None
     sys.stdout.flush()
     return DONE
+
+
+def _load(path: Path, survives: bool, output: Output) -> LoadedSettings:
+    """What runs can be looked at also while its configuration is broken. Raises ConfigError."""
+    try:
+        return load_settings(path)
+    except ConfigError as fault:
+        if not survives or (last := last_start.load(path)) is None:
+            raise
+        faults = "; ".join(str(fault).splitlines())
+        output.note(f"note: {faults}; using the configuration of the last start")
+        return last
 
 
 def _config() -> Path:
@@ -81,12 +98,15 @@ def _fail(output: Output, message: str, code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vllm-proxy", description="Keys, usage and the audit log of a vLLM Proxy on this machine."
+        prog="vllm-proxy",
+        description="What a vLLM Proxy on this machine does, and what it is told to do.",
+        epilog="Exit codes: 0 done; 1 it failed; 2 the command or the configuration is wrong; 3 a service does not "
+        "answer; 130 interrupted.",
     )
     parser.add_argument(
         "--config", type=Path, help="configuration file (default: config/config.yaml here, else the project's)"
     )
-    parser.set_defaults(json=False)
+    parser.set_defaults(json=False, survives=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for group in GROUPS:
         group.add_commands(commands)

@@ -16,7 +16,8 @@ _GAP = "  "
 class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self._coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self.is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._coloured = self.is_terminal and not os.environ.get("NO_COLOR")
 
     def json(self, value: Any) -> None:
         print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -39,11 +40,14 @@ class Output:
         return f"\033[{colour}m{text}\033[0m" if self._coloured and text else text
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], colours: dict[str, str] | None = None) -> int:
-        """Numbers to the right, text to the left; on a terminal no line is wider than it. `colours`: of cells that
-        are this text. Returns the number of rows."""
+        """Numbers to the right, text to the left; on a terminal no line is wider than it. A column of empty strings is
+        left out. `colours`: of cells that are this text. Returns the number of rows."""
         rows = list(rows)
         if not rows:
             return 0
+        # A column that nobody has anything to say in is left out.
+        kept = [i for i in range(len(header)) if any(row[i] != "" for row in rows)]
+        header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
         cells = [[_shown(value) for value in row] for row in rows]
         numeric = [
             bool(rows)
@@ -52,7 +56,7 @@ class Output:
             for i in range(len(header))
         ]
         widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-        if sys.stdout.isatty():
+        if self.is_terminal:
             squeeze(widths, numeric, shutil.get_terminal_size().columns)
         for number, line in enumerate([list(header), *cells]):
             parts = []

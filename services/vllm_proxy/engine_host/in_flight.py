@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.errors import EngineUnavailable, InternalError, NoCapacity, ServiceError
+from vllm_proxy.engine_host.engines.base import UsageMeter
 
 STARTING = "The engine is starting."
 DRAINING = "The engine host is draining."
@@ -21,6 +22,9 @@ class Running(Protocol):
 
     @property
     def request_id(self) -> str: ...
+
+    @property
+    def meter(self) -> UsageMeter: ...
 
     def stop(self, outcome: auth_pb2.Outcome, error: ServiceError | None = None) -> None: ...
 
@@ -36,6 +40,10 @@ class InFlight:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def completion_tokens(self) -> int:
+        """What running requests have produced so far. Any thread may ask."""
+        return sum(request.meter.completion_tokens for request in list(self._running.values()))
 
     def open(self) -> None:
         self._refusal = None

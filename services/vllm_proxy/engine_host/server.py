@@ -75,6 +75,11 @@ class HostService:
             maintenance.MaintenanceServicer(loaded, folder, self.metrics.registry), self.rpc.server
         )
         self.metrics.gauge("in_flight_requests", "Requests that the host holds.", lambda: len(self.in_flight))
+        self.metrics.gauge(
+            "running_completion_tokens",
+            "Completion tokens of requests that run; they are in tokens_total once these end.",
+            self.in_flight.completion_tokens,
+        )
         self.metrics.gauge("sessions", "Edge workers that are connected.", lambda: len(self.servicer.sessions))
         self.metrics.gauge("unsettled_requests", "Ends that the host must settle itself.", lambda: len(self.settler))
         self.metrics.gauge("adapters", "Adapters that are loaded.", lambda: len(self.registry.adapters()))

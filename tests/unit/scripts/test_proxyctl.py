@@ -6,12 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from scripts import last_start, proxyctl
+from scripts import proxyctl
 from scripts.control import Services
-from scripts.show import follow_logs, log_files
 from scripts.supervisor_client import ProcessState, State
 from scripts.supervisor_config import programs, render
 
+from vllm_proxy.cli import last_start
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, load_settings
 
 
@@ -175,19 +175,18 @@ class TestBrokenMeanwhile:
         path.write_text(text)
         return proxyctl._services(argparse.Namespace(config=path, action=action, model="", model_args=""))
 
-    def test_the_last_start_is_used_to_stop_and_show(self, root: Path, capsys: pytest.CaptureFixture[str]):
+    def test_the_last_start_is_used_to_stop(self, root: Path, capsys: pytest.CaptureFixture[str]):
         good = "engine_hosts: {sim: {engine: sim}}\nrun_dir: elsewhere\nvllm: {extra_env: {HF_TOKEN: secret}}"
         loaded, _ = self.services(root, "start", good)
         last_start.save(loaded)
         (kept,) = (root / ".run").iterdir()
         assert kept.stat().st_mode & 0o077 == 0
-        for action in ("stop", "status", "logs"):
-            again, services = self.services(root, action, "fastapi_port: [")
-            assert (again.root, again.settings.run_dir) == (root, Path("elsewhere"))
-            assert "engine-sim" in [program.name for program in services.programs]
-            note = capsys.readouterr().err
-            assert note.startswith("note: ")
-            assert note.endswith("; using the configuration of the last start\n")
+        again, services = self.services(root, "stop", "fastapi_port: [")
+        assert (again.root, again.settings.run_dir) == (root, Path("elsewhere"))
+        assert "engine-sim" in [program.name for program in services.programs]
+        note = capsys.readouterr().err
+        assert note.startswith("note: ")
+        assert note.endswith("; using the configuration of the last start\n")
 
     def test_also_when_the_start_command_is_what_broke(self, root: Path):
         loaded, _ = self.services(root, "start", "")
@@ -210,38 +209,3 @@ def test_a_model_that_is_made_needs_no_tools_to_make_it(root: Path):
     (root / "models" / "smollm2-135m-instruct").mkdir(parents=True)
     loaded, _ = _load(root)
     assert proxyctl._needs(loaded, programs(loaded)) == ["gateway", "vllm"]
-
-
-def test_logs_by_service_by_file_and_all(root: Path):
-    loaded, _ = _load(root, "fastapi_workers: 2")
-    wanted = programs(loaded)
-
-    def names(name: str) -> list[str]:
-        return [path.name for path in log_files(loaded, wanted, name).values()]
-
-    assert names("edge") == names("fastapi") == ["fastapi-0.log", "fastapi-1.log"]
-    assert names("fastapi-1") == ["fastapi-1.log"]
-    assert names("auth") == ["auth.log"]
-    assert names("vllm") == ["vllm.log"]
-    assert names("all") == ["auth.log", "router.log", "engine-vllm.log", "fastapi-0.log", "fastapi-1.log", "vllm.log"]
-    with pytest.raises(ConfigError, match="there is auth, edge"):
-        names("nonsense")
-
-
-def test_a_log_that_is_not_there_yet_is_waited_for_aloud(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr("scripts.show.follow", lambda *args, **options: None)
-    loaded, _ = _load(root)
-    follow_logs(loaded, programs(loaded), "edge", 100)
-    assert capsys.readouterr().err == "logs/fastapi.log is not there yet; waiting\n"
-    (root / "logs").mkdir()
-    (root / "logs" / "fastapi.log").touch()
-    follow_logs(loaded, programs(loaded), "edge", 100)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_number_of_lines_that_is_none_is_one_line():
-    assert proxyctl._number("TAIL", "20") == 20
-    with pytest.raises(ConfigError, match=r"^TAIL=abc: must be a number$"):
-        proxyctl._number("TAIL", "abc")

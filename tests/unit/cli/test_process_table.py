@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from scripts import process_table
-from scripts.process_table import Process
+
+from vllm_proxy.cli import process_table
+from vllm_proxy.cli.process_table import Process
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 UPTIME_S = 1000.0

@@ -1,12 +1,13 @@
-"""Follows log files by name, across their rotation, each line with the service's name before it."""
+"""Follows log files by name, across their rotation."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
+
+from vllm_proxy.cli.log_lines import Line, LineReader
 
 POLL_S = 0.25
 
@@ -20,7 +21,7 @@ class FollowedLog:
         self._file: BinaryIO | None = None
         self._open(from_bytes)
 
-    def new_lines(self) -> list[str]:
+    def new_lines(self) -> list[bytes]:
         """The lines that were completed since the last call."""
         read = self._file.read() if self._file is not None else b""
         # What was moved away is read to its end first.
@@ -29,7 +30,7 @@ class FollowedLog:
             self._open(0)
             read = self._file.read() if self._file is not None else b""
         *lines, self._partial = (self._partial + read).split(b"\n")
-        return [line.decode(errors="replace") for line in lines]
+        return lines
 
     def close(self) -> None:
         if self._file is not None:
@@ -54,37 +55,36 @@ class FollowedLog:
         return (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino) or there.st_size < self._file.tell()
 
 
-def follow(logs: Mapping[str, Path], until: Callable[[], bool], last_lines: int = 0) -> None:
-    """Prints what is appended to the logs until `until()`; first the last lines of each, if asked for."""
-    width = max(map(len, logs), default=0)
-    single = len(logs) == 1
-    followed = {name: FollowedLog(path, _offset_of_last(path, last_lines)) for name, path in logs.items()}
-    while True:
-        ended = until()
-        for name, log in followed.items():
-            for line in log.new_lines():
-                print(line if single else f"{name:<{width}} | {line}", flush=True)
-        if ended:
-            break
-        time.sleep(POLL_S)
-    for log in followed.values():
-        log.close()
+class FollowedLogs:
+    """Several, merged. `ends`: up to which byte each has been read; what is not named begins at its end."""
+
+    def __init__(self, logs: Mapping[str, Path], ends: Mapping[str, int] | None = None) -> None:
+        self._logs = {
+            label: (LineReader(label), FollowedLog(path, (ends or {}).get(label, end_of(path))))
+            for label, path in logs.items()
+        }
+
+    def new_lines(self) -> list[Line]:
+        """What was written since the last call, in the order of its time."""
+        lines = [reader.read(raw) for reader, log in self._logs.values() for raw in log.new_lines()]
+        return sorted(lines, key=lambda line: line.at)
+
+    def close(self) -> None:
+        for _, log in self._logs.values():
+            log.close()
 
 
-def _offset_of_last(path: Path, lines: int) -> int:
-    """Where the last `lines` lines of a file begin."""
+def end_of(path: Path) -> int:
+    """The size in bytes up to the last whole line; 0 if it is not there."""
     try:
         with path.open("rb") as file:
-            end = position = file.seek(0, os.SEEK_END)
-            if lines <= 0:
-                return end
-            text = b""
-            while position > 0 and text.count(b"\n") <= lines:
-                step = min(64 * 1024, position)
+            position = file.seek(0, os.SEEK_END)
+            while position > 0:
+                step = min(4096, position)
+                file.seek(position - step)
+                if (newline := file.read(step).rfind(b"\n")) >= 0:
+                    return position - step + newline + 1
                 position -= step
-                file.seek(position)
-                text = file.read(step) + text
     except OSError:
-        return 0
-    kept = text.split(b"\n")[-lines - 1 :]
-    return end - len(b"\n".join(kept))
+        pass
+    return 0

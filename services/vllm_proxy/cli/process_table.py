@@ -52,7 +52,7 @@ def owner(pid_file: Path) -> Process | None:
         return None
     try:
         command = (PROC / str(process.pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        apart_s = abs(pid_file.stat().st_mtime - _started_at(process))
+        apart_s = abs(pid_file.stat().st_mtime - started_at(process))
     except OSError:
         return None
     is_own = any(mark in command for mark in OWN_COMMANDS)
@@ -122,6 +122,6 @@ def _has_other_threads(pid: int) -> bool:
         return False
 
 
-def _started_at(process: Process) -> float:
+def started_at(process: Process) -> float:
     uptime_s = float((PROC / "uptime").read_text().split()[0])
     return time.time() - uptime_s + process.start_ticks / os.sysconf("SC_CLK_TCK")
