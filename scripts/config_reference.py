@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from vllm_proxy.common.setting_effects import effect_of
 from vllm_proxy.common.settings import INTERNAL_TOKEN_VARIABLE, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +31,12 @@ HEAD = f"""\
 
 Every key of `config/config.yaml`. A key that is left out has its default. An unknown key or a value that does not fit
 stops the start with a line that names it; `make check-config` says so beforehand. A relative path is relative to the
-project's folder. The names carry their units: `_s` seconds, `_ms` milliseconds, `_bytes` bytes. Limits take effect when
-the file is saved, everything else at the next start (`make restart`).
+project's folder. The names carry their units: `_s` seconds, `_ms` milliseconds, `_bytes` bytes.
+
+The column *change* says when a changed value counts: `at once`, when the file is saved, or after a restart of what it
+names (`make restart` restarts all). Each service follows the file, auth also the keys file, and anew on SIGHUP.
+Its log says what it put in force and what waits for a restart (`configuration applied`). A file with a fault changes
+nothing, and the log says why (`configuration not applied`).
 
 Another file: `make start CONFIG=/path/to/config/config.yaml`; its logs and state then lie beside its `config/` folder.
 A service that is started by itself also takes `--set key.name=value`. Secrets come from the environment:
@@ -73,11 +78,11 @@ def _section(key: str, section: Schema, definitions: Schema, said: Mapping[str, 
     fields = section["properties"].items()
     rows = [(name, field) for name, field in fields if "$ref" not in field]
     if rows:
-        yield "\n| key | default | values | |\n|---|---|---|---|\n"
+        yield "\n| key | default | values | change | |\n|---|---|---|---|---|\n"
     for name, field in rows:
         default = _code(field["default"]) if "default" in field else "*needed*"
         meaning = _cell(field.get("description") or said.get(_join(key, name), ""))
-        yield f"| `{name}` | {default} | {_values(field, definitions)} | {meaning} |\n"
+        yield f"| `{name}` | {default} | {_values(field, definitions)} | {_change(_join(key, name))} | {meaning} |\n"
     for name, field in fields:
         for suffix, inner in _inner(field):
             yield from _section(_join(key, name + suffix), _resolved(inner, field, definitions), definitions, said)
@@ -111,6 +116,14 @@ def _values(field: Schema, definitions: Schema) -> str:
     name = TYPES.get(field.get("type", ""), "path" if field.get("format") == "path" else "text")
     bounds = [text.format(field[bound]) for bound, text in BOUNDS.items() if bound in field]
     return f"{name} {', '.join(bounds)}".strip()
+
+
+def _change(key: str) -> str:
+    effect = effect_of(tuple(key.replace("[]", "").split(".")))
+    if effect.at_once:
+        return "at once"
+    services = dict.fromkeys("engine host" if role.startswith("engine") else role for role in effect.restart)
+    return ", ".join(services) if services else "next start"
 
 
 def _code(value: Any) -> str:

@@ -57,10 +57,11 @@ class Accounts:
             _add(self._user_periods, user, day_tokens, month_tokens)
         self._stored_at = Calendar(calendar.now_ms)
 
-    def use_policy(self, policy: Policy, now_ns: int) -> bool:
-        """Each account takes it when it is next asked for. Returns whether it is another one."""
-        if policy == self._policy:
+    def use_policy(self, policy: Policy, max_response_tokens: int | None, now_ns: int) -> bool:
+        """Each account takes it when it is next asked for. Returns whether anything is different."""
+        if policy == self._policy and max_response_tokens == self._max_response_tokens:
             return False
+        self._max_response_tokens = max_response_tokens
         self._policy, self._policy_since_ns = policy, now_ns
         self._everybody.apply(policy.global_limits, None, None, now_ns)
         return True

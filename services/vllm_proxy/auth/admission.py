@@ -22,7 +22,6 @@ from vllm_proxy.auth.lease_book import LeaseBook
 from vllm_proxy.auth.limiter import NS_PER_SECOND, Reservation
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.permission import not_allowed, too_many_response_tokens
-from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.prompt_estimate import PromptEstimates
 from vllm_proxy.auth.quota_period import Calendar
 from vllm_proxy.auth.refusal import Refusal
@@ -103,9 +102,12 @@ class Admission:
         self.book.attach_new_scopes()
         self._limits_changed()
 
-    def use_policy(self, policy: Policy) -> None:
-        """Takes the limits of a configuration that was changed."""
-        if self._accounts.use_policy(policy, self._clock.now_ns()):
+    def use_config(self, config: AuthConfig) -> None:
+        """Takes what a changed configuration may change while requests run: the limits, and what is reserved, in which
+        order and how long requests wait."""
+        self._config = config
+        self._unknown_classes.clear()
+        if self._accounts.use_policy(config.policy, config.max_response_tokens, self._clock.now_ns()):
             self._limits_changed()
 
     def _limits_changed(self) -> None:

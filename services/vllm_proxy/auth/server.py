@@ -17,21 +17,20 @@ from vllm_proxy.auth.config import AuthConfig
 from vllm_proxy.auth.key_administration import KeyAdministration
 from vllm_proxy.auth.key_entry import parse_entry
 from vllm_proxy.auth.keys import ApiKey, KeyRing, KeySource, key_id_of
-from vllm_proxy.auth.keys_file import UnreadableKeysFile, create_if_missing, load_keys, warn_about_keys
 from vllm_proxy.auth.metrics import AuthMetrics
-from vllm_proxy.auth.policy import Policy
 from vllm_proxy.auth.quota_period import Calendar
+from vllm_proxy.auth.reloading import ReloadedFiles
 from vllm_proxy.auth.servicer import SERVICE_NAME, AuthServicer
 from vllm_proxy.auth.sqlite_store import SqliteStore
 from vllm_proxy.auth.store import KeyStored, Store
 from vllm_proxy.auth.wait_timer import WaitTimer
-from vllm_proxy.common.config_watch import watch_settings
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
 from vllm_proxy.common.maintenance import SERVICE_NAME as MAINTENANCE
 from vllm_proxy.common.maintenance import LogFolder, MaintenanceServicer
 from vllm_proxy.common.metrics import process_registry, serve_metrics
+from vllm_proxy.common.reload import Reloader
 from vllm_proxy.common.rpc.server import RpcServer
-from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
+from vllm_proxy.common.settings import LoadedSettings
 from vllm_proxy.common.tracing.start import open_tracer
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,10 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     config = AuthConfig.from_settings(loaded.settings)
     metrics = AuthMetrics(process_registry())
     serve_metrics(config.metrics_port, metrics.registry)
-    declared = _declared_keys(config)
+    files = ReloadedFiles(config.api_keys_file)
+    # From here on a change is seen, also one that comes while this replica stands by.
+    reloader = Reloader("auth", loaded, files.prepare, [config.api_keys_file])
+    declared = files.declared_keys()
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         tracer = open_tracer(loaded.settings.tracing, "auth", "vllm_proxy_auth_", metrics.registry)
@@ -56,7 +58,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
             return 0
         stack.push_async_callback(store.close)
         if config.redis_url:  # the file may have changed while this replica stood by
-            declared = _declared_keys(config)
+            declared = files.declared_keys()
         admission = restored(config, declared, metrics, clock, store)
         # Keys and accounts stay: a million of them need not be looked at again and again.
         gc.collect()
@@ -69,7 +71,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         auth_pb2_grpc.add_AuthServiceServicer_to_server(servicer, rpc.server)
         logs = LogFolder(loaded.settings.logs.dir, ["auth"])
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
-            MaintenanceServicer(loaded, logs, metrics.registry), rpc.server
+            MaintenanceServicer(reloader, logs, metrics.registry), rpc.server
         )
 
         address = await rpc.listen()
@@ -78,12 +80,11 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         tasks: set[asyncio.Task[object]] = set()
         stack.push_async_callback(cancel_all, tasks)
 
-        def apply(settings: Settings) -> None:
-            admission.use_policy(Policy.from_settings(settings))
-
+        files.admission = admission
+        stack.push_async_callback(reloader.close)
         timer = WaitTimer(admission.waiting, clock)
         stack.callback(timer.close)
-        spawn(tasks, watch_settings(loaded.path, apply), "auth-config-watch")
+        spawn(tasks, reloader.run(stop.hangup), "auth-reload")
         ticking = spawn(tasks, _tick(admission, audit, store), "auth-tick")
         stopping = spawn(tasks, stop.wait(), "auth-stop")
         await rpc.set_serving(True)
@@ -140,18 +141,6 @@ def _made_key(row: KeyStored) -> ApiKey | None:
     except ValueError as e:
         log.error("stored api key skipped", extra={"key_id": key_id_of(row.digest), "detail": str(e)})
         return None
-
-
-def _declared_keys(config: AuthConfig) -> list[ApiKey]:
-    try:
-        create_if_missing(config.api_keys_file)
-        declared = load_keys(config.api_keys_file)
-    except OSError as e:
-        raise ConfigError(f"api_keys_file: {config.api_keys_file}: cannot be created: {e.strerror}") from None
-    except UnreadableKeysFile as e:
-        raise ConfigError(f"api_keys_file: {e}") from None
-    warn_about_keys(config.api_keys_file, declared)
-    return declared.keys
 
 
 async def _tick(admission: Admission, audit: AuditLog, store: Store) -> None:

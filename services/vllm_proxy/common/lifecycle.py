@@ -32,15 +32,18 @@ GC_THRESHOLDS = (50_000, 50, 50)
 
 
 class StopSignal:
-    """Set by the first SIGTERM or SIGINT. The second ends the process."""
+    """Set by the first SIGTERM or SIGINT. The second ends the process. SIGHUP sets `hangup`, which whoever reads the
+    configuration anew clears."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.hangup = asyncio.Event()
 
     def install(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._received, number)
+        loop.add_signal_handler(signal.SIGHUP, self.hangup.set)
 
     def _received(self, number: signal.Signals) -> None:
         if self._event.is_set():
@@ -96,7 +99,9 @@ def load_or_exit(args: argparse.Namespace) -> LoadedSettings:
 
 def run_service(service: str, loaded: LoadedSettings, main: Main) -> int:
     """Runs a service until it ends; returns its exit status. A ConfigError at start is one line and status 2."""
-    setup_logging(service, loaded.settings.log_level)
+    # Until there is a loop to take it: it must not end a process that it means to have reloaded.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
+    setup_logging(service, loaded.settings.log_level_of(service))
     for warning in loaded.warnings:
         log.warning("configuration", extra={"detail": warning})
 

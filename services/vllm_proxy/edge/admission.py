@@ -82,7 +82,8 @@ class AuthClient:
     def __init__(self, channel: grpc.aio.Channel, owner_id: str, settings: Grpc, admission_timeout_s: float) -> None:
         stub = auth_pb2_grpc.AuthServiceStub(channel)
         self._owner_id = owner_id
-        self._timeout_s = admission_timeout_s
+        #: Of requests that ask from now on.
+        self.timeout_s = admission_timeout_s
         self._link = SessionLink("auth", lambda: stub.Session(wait_for_ready=True), self, settings)
         self._seq = 0
         self._admits: dict[int, _Waiting] = {}
@@ -122,11 +123,11 @@ class AuthClient:
         self._seq = seq = self._seq + 1
         request.seq = seq
         loop = asyncio.get_running_loop()
-        self._admits[seq] = _Waiting(request, answered, loop.time() + self._timeout_s)
+        self._admits[seq] = _Waiting(request, answered, loop.time() + self.timeout_s)
         self._admit_outbox.append(seq)
         self._link.wake()
         if self._expiry is None:
-            self._expiry = loop.call_later(self._timeout_s, self._expire)
+            self._expiry = loop.call_later(self.timeout_s, self._expire)
         return seq
 
     def abandon(self, seq: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from vllm_proxy.api.router.v1 import router_pb2_grpc
 from vllm_proxy.common.ids import new_incarnation
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
 from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
 from vllm_proxy.common.tracing.start import open_tracer
@@ -31,6 +33,7 @@ from vllm_proxy.edge.front_door import FrontDoor
 from vllm_proxy.edge.hosts import Hosts
 from vllm_proxy.edge.http_server import LISTEN_BACKLOG, HttpLimits, HttpServer
 from vllm_proxy.edge.inference import InferenceEndpoint
+from vllm_proxy.edge.maintenance_listener import maintenance_listener
 from vllm_proxy.edge.metrics import EdgeMetrics, leave_multiprocess, prepare_multiprocess
 from vllm_proxy.edge.routes.admin import admin_router
 from vllm_proxy.edge.routes.audit import audit_router
@@ -92,6 +95,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
 
         auth_service = auth_pb2_grpc.AuthServiceStub(auth_channel)
         call_timeout_s = config.grpc.call_timeout_s
+        logs = LogFolder(config.log_dir, config.log_stems)
         routers = (
             health_router(hosts, lambda: {"auth": auth.connected, "router": watch.connected}, lambda: draining),
             metrics_router(context.metrics, channels, config.grpc.call_timeout_s),
@@ -100,7 +104,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
                 auth,
                 auth_service,
                 router_pb2_grpc.RouterServiceStub(router_channel),
-                FleetLogs(LogFolder(config.log_dir, config.log_stems), channels, call_timeout_s),
+                FleetLogs(logs, channels, call_timeout_s),
                 call_timeout_s,
                 config.adapter_timeout_s,
             ),
@@ -110,9 +114,27 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
             audit_router(auth, auth_service, call_timeout_s),
         )
         api = build_api(routers, EngineDocuments(hosts, call_timeout_s).read)
-        door = FrontDoor(InferenceEndpoint(context), api, routes_of(api, routers), context.spawn)
+        endpoint = InferenceEndpoint(context)
+        door = FrontDoor(endpoint, api, routes_of(api, routers), context.spawn)
         handler = Cors(door, config.cors_origins) if config.cors_origins else door
         server = HttpServer(handler, _http_limits(config), context.clock)
+
+        def prepare(new: LoadedSettings) -> Commit:
+            changed = EdgeConfig.from_settings(new)
+
+            async def commit(outcome: Outcome) -> None:
+                # Those that were built with it keep the lengths of buffers.
+                context.config = dataclasses.replace(changed, max_buffered_bytes=config.max_buffered_bytes)
+                auth.timeout_s = changed.admission_timeout_s
+                server.limits = _http_limits(context.config)
+                endpoint.follow_config()
+
+            return commit
+
+        reloader = Reloader("edge", loaded, prepare)
+        stack.push_async_callback(reloader.close)
+        await stack.enter_async_context(maintenance_listener(config, edge_id, reloader, logs))
+        spawn(tasks, reloader.run(stop.hangup), "reload")
         spawn(tasks, auth.run(), "auth")
         spawn(tasks, watch.run(), "table-watch")
         spawn(tasks, _sweep(context, server), "sweep")
@@ -120,7 +142,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
         log.info("serving", extra={"edge_id": edge_id, "address": _shown(listener)})
         await stop.wait()
         draining = True
-        await asyncio.sleep(config.drain_notice_s)
+        await asyncio.sleep(context.config.drain_notice_s)
         await _drain(server, context)
     log.info("stopped")
     return 0

@@ -16,6 +16,7 @@ class EdgeConfig:
     auth_address: str
     router_address: str
     grpc: Grpc
+    run_dir: Path
     log_dir: Path
     log_stems: tuple[str, ...]
     """The names of all workers' log files and of nginx's, which has no service to ask, without `.log`."""
@@ -51,6 +52,7 @@ class EdgeConfig:
             auth_address=settings.auth.address,
             router_address=settings.router.address,
             grpc=settings.grpc,
+            run_dir=settings.run_dir,
             log_dir=settings.logs.dir,
             # A worker that is the only one has no number.
             log_stems=(

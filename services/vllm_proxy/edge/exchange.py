@@ -49,10 +49,11 @@ _LAST_EVENTS = (b"data: [DONE]\n", b"event: response.completed\n", b"event: mess
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ExchangeContext:
     """What all requests of a worker share."""
 
+    #: Replaced when the configuration changes.
     config: EdgeConfig
     hosts: Hosts
     auth: AuthClient

@@ -29,8 +29,14 @@ _FORWARDED = (b"content-type", b"accept", b"anthropic-version", b"anthropic-beta
 class InferenceEndpoint:
     def __init__(self, context: ExchangeContext) -> None:
         self._context = context
-        config = context.config
-        self._names = ModelNames(context.hosts.table, config.model_aliases, config.default_model)
+        self._names: ModelNames
+        self.max_body_bytes: int
+        self.follow_config()
+
+    def follow_config(self) -> None:
+        """Takes what it keeps of the context's configuration."""
+        config = self._context.config
+        self._names = ModelNames(self._context.hosts.table, config.model_aliases, config.default_model)
         self.max_body_bytes = config.max_body_bytes
 
     def body_limit_bytes(self, request: HttpRequest) -> int:

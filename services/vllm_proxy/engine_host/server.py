@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,6 +13,7 @@ from vllm_proxy.api.engine.v1 import engine_pb2_grpc
 from vllm_proxy.common import maintenance
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all
 from vllm_proxy.common.metrics import serve_metrics
+from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.rpc.server import RpcServer
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 from vllm_proxy.common.tracing.start import open_tracer
@@ -48,9 +50,8 @@ class HostService:
         self._config = config
         self.engine = engine or build_engine(config.engine, settings, self._resolve)
         self.metrics = HostMetrics()
-        self.registry = AdapterRegistry(
-            self.engine, _adapter_policy(settings, config), self._changed, self.metrics.adapter_operation
-        )
+        self._policy = _adapter_policy(settings, config)
+        self.registry = AdapterRegistry(self.engine, self._policy, self._changed, self.metrics.adapter_operation)
         self.in_flight = InFlight(config.limits.max_in_flight)
         if isinstance(self.engine, ReturningEngine):
             self.engine.join(self.registry)
@@ -68,11 +69,12 @@ class HostService:
         self.servicer = EngineServicer(self.host, self.settler, config.limits.unacked_limit)
         self.rpc = RpcServer(config.address, config.grpc, (SERVICE_NAME, maintenance.SERVICE_NAME))
         engine_pb2_grpc.add_EngineServiceServicer_to_server(self.servicer, self.rpc.server)
+        self.reloader = Reloader(f"engine-{config.name}", loaded, self._prepare)
         section = settings.section(config.engine)
         output = section.log_file.stem if section is not None else config.engine
         folder = maintenance.LogFolder(settings.logs.dir, (f"engine-{config.name}", output))
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
-            maintenance.MaintenanceServicer(loaded, folder, self.metrics.registry), self.rpc.server
+            maintenance.MaintenanceServicer(self.reloader, folder, self.metrics.registry), self.rpc.server
         )
         self.metrics.gauge("in_flight_requests", "Requests that the host holds.", lambda: len(self.in_flight))
         self.metrics.gauge(
@@ -94,10 +96,12 @@ class HostService:
             tasks: set[asyncio.Task[Any]] = set()
             stack.push_async_callback(cancel_all, tasks)
             stack.push_async_callback(self.registry.close)
+            stack.push_async_callback(self.reloader.close)
             self.host.address = await self.rpc.listen()
             stack.push_async_callback(self.rpc.stop, RPC_GRACE_S)
             serve_metrics(self._config.metrics_port, self.metrics.registry)
             tasks.add(asyncio.create_task(self.settler.run(), name="settler"))
+            tasks.add(asyncio.create_task(self.reloader.run(stop.hangup), name="reload"))
             registering = asyncio.create_task(self.registration.run(), name="registration")
             tasks.add(registering)
             try:
@@ -207,6 +211,27 @@ class HostService:
         """Whether the engine's own port is the host's to open: it has no server of its own."""
         section = self._settings.section(self._config.engine)
         return section is not None and section.launch_mode == "python_api"
+
+    def _prepare(self, loaded: LoadedSettings) -> Commit:
+        name = self._config.name
+        spec = loaded.settings.hosts(loaded.root).get(name)
+        policy = None
+        if spec is not None and spec.engine == self._config.engine:  # else only a restart could tell
+            changed = _adapter_policy(loaded.settings.for_host(name), host_config(loaded, name))
+            # The engine was started with the rest.
+            policy = dataclasses.replace(
+                self._policy,
+                allowed_roots=changed.allowed_roots,
+                preload=changed.preload,
+                load_timeout_s=changed.load_timeout_s,
+            )
+
+        async def commit(outcome: Outcome) -> None:
+            if policy is not None:
+                failures = await self.registry.use_policy(policy)
+                outcome.problems += [f"{self._config.engine}.lora.preload: {failure}" for failure in failures]
+
+        return commit
 
     async def _resolve(self, name: str) -> bool:
         return await self.registry.resolve(name)

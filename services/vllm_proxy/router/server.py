@@ -13,11 +13,11 @@ from typing import Any
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2_grpc
 from vllm_proxy.common import maintenance
-from vllm_proxy.common.config_watch import watch_settings
 from vllm_proxy.common.lifecycle import StopSignal, spawn
 from vllm_proxy.common.metrics import process_registry, serve_metrics
+from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.rpc.server import RpcServer
-from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
+from vllm_proxy.common.settings import ConfigError, LoadedSettings
 from vllm_proxy.router.adapters import Adapters
 from vllm_proxy.router.config import RouterConfig
 from vllm_proxy.router.convergence import Convergence
@@ -82,9 +82,11 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         router_pb2_grpc.add_RouterServiceServicer_to_server(
             RouterServicer(hosts, registrar, feed, adapters, metrics, config.heartbeat_s), rpc.server
         )
+        reloader = Reloader("router", loaded, lambda new: _prepare(new, feed))
+        stack.push_async_callback(reloader.close)
         logs = maintenance.LogFolder(loaded.settings.logs.dir, ["router"])
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
-            maintenance.MaintenanceServicer(loaded, logs, registry), rpc.server
+            maintenance.MaintenanceServicer(reloader, logs, registry), rpc.server
         )
 
         address = await rpc.listen()
@@ -97,7 +99,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
             running = [
                 group.create_task(hosts.run()),
                 group.create_task(picture.run()),
-                group.create_task(watch_settings(loaded.path, lambda settings: _apply(settings, feed))),
+                group.create_task(reloader.run(stop.hangup)),
             ]
             await rpc.set_serving(True)
             log.info(
@@ -117,13 +119,13 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
     return 0
 
 
-def _apply(settings: Settings, feed: TableFeed) -> None:
-    try:
-        config = RouterConfig.of(settings)
-    except ConfigError as e:
-        log.error("configuration not applied", extra={"detail": str(e)})
-        return
-    feed.configure(config.policy, config.model_backend_mapping)
+def _prepare(loaded: LoadedSettings, feed: TableFeed) -> Commit:
+    config = RouterConfig.of(loaded.settings)
+
+    async def commit(outcome: Outcome) -> None:
+        feed.configure(config.policy, config.model_backend_mapping)
+
+    return commit
 
 
 async def _wait(awaitable: Awaitable[None]) -> None:

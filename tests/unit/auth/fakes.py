@@ -193,7 +193,11 @@ class Desk:
 
     def limit(self, limits: Limits) -> None:
         """Changes the limits of each key."""
-        self.admission.use_policy(Policy(limits))
+        self.use(Policy(limits))
+
+    def use(self, policy: Policy) -> None:
+        """Changes the limits of everybody."""
+        self.admission.use_config(replace(self.config, policy=policy))
 
     def opened(self, key: ApiKey | None = None, **wishes: object) -> str:
         decision = self.admit(key, **wishes)  # type: ignore[arg-type]

@@ -150,12 +150,12 @@ def test_settling_frees_every_scope() -> None:
 def test_limits_that_come_later_count_what_runs_already() -> None:
     desk = Desk(api_key("a", user="u"))
     leases = [desk.opened() for _ in range(3)]
-    desk.admission.use_policy(Policy(user_limits=Limits(concurrent=3)))
+    desk.use(Policy(user_limits=Limits(concurrent=3)))
     assert refused(desk) == ("concurrency", "user")
-    desk.admission.use_policy(Policy(global_limits=Limits(concurrent=3)))
+    desk.use(Policy(global_limits=Limits(concurrent=3)))
     assert refused(desk) == ("concurrency", "global")
     changed = ruled("a", "u", model_limits=(("m", LimitOverrides(concurrent=3)),))
-    desk.admission.use_policy(Policy())
+    desk.use(Policy())
     desk.admission.declare_keys([changed])
     assert refused(desk) == ("concurrency", "model:m")
     desk.settle(leases[0])

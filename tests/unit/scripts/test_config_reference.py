@@ -20,9 +20,11 @@ def test_a_comment_speaks_for_a_setting_that_says_nothing() -> None:
 
 def test_bounds_choices_and_sections_are_shown() -> None:
     lines = render().splitlines()
-    assert any(line.startswith("| `fastapi_port` | `8001` | integer ≥ 0, ≤ 65535 | ") for line in lines)
-    assert any(line.startswith("| `qps` | `null` | number > 0 or `null` | ") for line in lines)
-    assert any(line.startswith("| `log_level` | `INFO` | `DEBUG`, `INFO`, `WARNING`, `ERROR` | ") for line in lines)
+    assert any(line.startswith("| `fastapi_port` | `8001` | integer ≥ 0, ≤ 65535 | edge, nginx | ") for line in lines)
+    assert any(line.startswith("| `qps` | `null` | number > 0 or `null` | at once | ") for line in lines)
+    assert any(
+        line.startswith("| `log_level` | `INFO` | `DEBUG`, `INFO`, `WARNING`, `ERROR` | at once | ") for line in lines
+    )
     assert any(line.startswith("| `engine` | *needed* | ") for line in lines)
     for heading in ("vllm.lora.runtime_resolver", "vllm.lora.preload[]", "engine_hosts.NAME"):
         assert f"## `{heading}`" in lines

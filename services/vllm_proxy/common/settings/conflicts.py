@@ -25,6 +25,9 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
     hosts = settings.hosts(root)
     yield from _mapping_faults(settings, {spec.engine for spec in hosts.values()})
     of_hosts = {name: settings.for_host(name) for name in hosts}
+    services = ["edge", "auth", "router", *(f"engine-{name}" for name in hosts)]
+    for service in settings.log_levels.keys() - services:
+        yield f"log_levels.{service}: there is no such service, only {', '.join(services)}"
     if bool(settings.nginx.tls_certificate) != bool(settings.nginx.tls_key):
         yield "nginx.tls_certificate, nginx.tls_key: both or none"
     if "," in settings.auth.address and settings.auth.store.startswith("sqlite:"):

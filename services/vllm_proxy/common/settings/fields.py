@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from vllm_proxy.common.settings.values import checked_address, checked_addresses, checked_loopback, checked_url
 
@@ -17,6 +17,9 @@ LoopbackHost = Annotated[str, AfterValidator(checked_loopback)]
 EngineKind = Literal["vllm", "sglang", "sim"]
 LaunchMode = Literal["python_api", "cli", "attached"]
 PriorityOrder = Literal["low_first", "high_first"]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: v.upper() if isinstance(v, str) else v)
+]
 Url = Annotated[str, AfterValidator(checked_url)]
 
 

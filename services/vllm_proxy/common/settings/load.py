@@ -27,6 +27,8 @@ class LoadedSettings:
     root: Path
     #: Things that were put right; each is worth a line in the log.
     warnings: tuple[str, ...] = ()
+    #: `key=value`s that won over the file, and will again when it is read anew.
+    overrides: tuple[str, ...] = ()
 
 
 def find_root(config_path: Path) -> Path:
@@ -67,7 +69,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
     root = find_root(path)
     if faults := list(conflicts(settings, root)):
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    return LoadedSettings(settings, path, root, tuple(_warnings(data)))
+    return LoadedSettings(settings, path, root, tuple(_warnings(data)), tuple(overrides))
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import field_validator
 
 from vllm_proxy.common.settings.engine_hosts import EngineHost, EngineHostSpec, EngineHttp, EngineProcess
 from vllm_proxy.common.settings.engines import EngineSection, Sglang, Sim, Vllm
-from vllm_proxy.common.settings.fields import EngineKind, LoopbackHost, Port, PositiveInt, Section
+from vllm_proxy.common.settings.fields import EngineKind, LogLevel, LoopbackHost, Port, PositiveInt, Section
 from vllm_proxy.common.settings.limits import RateLimit, UserLimit
 from vllm_proxy.common.settings.services import Auth, Edge, Grpc, Logs, Nginx, Router
 from vllm_proxy.common.settings.tracing import Tracing
@@ -42,7 +42,10 @@ class Settings(Section):
     """Users whose limits are others, by name."""
     global_rate_limit: RateLimit = RateLimit()
     """Limits that everybody shares."""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: LogLevel = "INFO"
+    """How much the services log."""
+    log_levels: dict[str, LogLevel] = {}
+    """Services that log more or less than that, by name: edge, auth, router, engine-NAME."""
     model_backend_mapping: dict[str, Literal["vllm", "sglang", "sim"]] = {}
     """Model name -> engine kind. Empty: models are found on the engines that are up."""
     model_aliases: dict[str, str] = {}
@@ -74,11 +77,6 @@ class Settings(Section):
         """The edge gives up half a second later."""
         return max(0, int(self.edge.admission_timeout_s * 1000) - 500)
 
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: Any) -> Any:
-        return value.upper() if isinstance(value, str) else value
-
     @field_validator("engine_hosts")
     @classmethod
     def _names(cls, value: dict[str, EngineHostSpec]) -> dict[str, EngineHostSpec]:
@@ -86,6 +84,10 @@ class Settings(Section):
             if not name or not all(c.isascii() and (c.isalnum() or c in "-_") for c in name):
                 raise ValueError(f"{name!r} may have letters, digits, - and _ only")
         return value
+
+    def log_level_of(self, service: str) -> str:
+        """How much one service logs."""
+        return self.log_levels.get(service, self.log_level)
 
     def hosts(self, root: Path = Path()) -> dict[str, EngineHostSpec]:
         """The engine hosts to run, addresses filled in. Reads the start-command files, relative to `root`."""

@@ -64,6 +64,12 @@ class AdapterPolicy:
     preload: tuple[LoraPreload, ...] = ()
     load_timeout_s: float = 120.0
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """All folders that adapters may lie under."""
+        cache = () if self.cache_dir is None else (self.cache_dir,)
+        return tuple(dict.fromkeys([*self.allowed_roots, *(item.path for item in self.preload), *cache]))
+
 
 class AdapterRegistry:
     """Adapters by name. All methods run on one event loop; files are read in threads.
@@ -90,10 +96,9 @@ class AdapterRegistry:
         self._cache = CacheFolder(policy.cache_dir) if policy.cache_dir is not None else None
         self._withdrawn: list[str] = []
         self._engine_seen = False
-        roots = [*policy.allowed_roots, *(item.path for item in policy.preload)]
-        if policy.cache_dir is not None:
-            roots.append(policy.cache_dir)
-        self._roots = tuple(dict.fromkeys(roots))
+        self._roots = policy.roots
+        #: Whether the adapters that the configuration names were loaded, so that changes are this class's to follow.
+        self._preloaded = False
 
     @property
     def updates_allowed(self) -> bool:
@@ -115,15 +120,44 @@ class AdapterRegistry:
 
     async def preload(self) -> None:
         """Loads the configured adapters one by one. One that fails is logged; the others and the base still serve."""
+        self._preloaded = True
         for item in self._policy.preload:
-            if item.name in self._adapters:
+            if item.name not in self._adapters:
+                await self._preload(item)
+
+    async def use_policy(self, policy: AdapterPolicy) -> list[str]:
+        """Follows a configuration that was changed: what it names anew or with another folder is loaded, what it names
+        no more is unloaded. Returns what failed, a line each; an adapter that cannot be replaced stays."""
+        before = {item.name: item for item in self._policy.preload}
+        self._policy, self._roots = policy, policy.roots
+        if not self._preloaded:
+            return []
+        failures: list[str] = []
+        wanted = {item.name for item in policy.preload}
+        for name in before.keys() - wanted:
+            adapter = self._adapters.get(name)
+            if adapter is None or adapter.origin != PRELOAD:
                 continue
             try:
-                await self.load(item.name, str(item.path), item.base_model_name or "", origin=PRELOAD)
-            except AdapterExists:
-                pass  # found in an engine that was there before
+                await self._perform(name, ("unload", name), functools.partial(self._unload, name, False))
             except ServiceError as e:
-                log.error("preload failed", extra={"adapter": item.name, "reason": e.reason, "detail": e.message})
+                failures.append(f"{name}: {e.message}")
+        for item in policy.preload:
+            if item != before.get(item.name) or item.name not in self._adapters:
+                failure = await self._preload(item, replace=item.name in before)
+                failures += [f"{item.name}: {failure}"] if failure else []
+        return failures
+
+    async def _preload(self, item: LoraPreload, *, replace: bool = False) -> str:
+        """Returns why it failed; empty if it did not."""
+        try:
+            await self.load(item.name, str(item.path), item.base_model_name or "", origin=PRELOAD, replace=replace)
+        except AdapterExists:
+            pass  # found in an engine that was there before
+        except ServiceError as e:
+            log.error("preload failed", extra={"adapter": item.name, "reason": e.reason, "detail": e.message})
+            return e.message
+        return ""
 
     async def load(
         self, name: str, path: str, base: str, *, origin: router_pb2.AdapterOrigin, replace: bool = False

@@ -195,6 +195,49 @@ async def test_preload_goes_on_after_a_bad_one(tmp_path: Path) -> None:
     assert (good.name, good.origin, good.base) == ("good", PRELOAD, "alias")
 
 
+class TestChangedPolicy:
+    """What a changed configuration names is loaded, what it names no more is unloaded."""
+
+    def policy(self, setup: Setup, **folders: str) -> AdapterPolicy:
+        preload = tuple(
+            LoraPreload(name=name, path=setup.root / "adapters" / folder) for name, folder in folders.items()
+        )
+        # Runtime updates are for others: the configuration may always change what it names.
+        return AdapterPolicy(preload=preload, allow_runtime_updates=False)
+
+    async def test_adapters_come_change_and_go(self, setup: Setup) -> None:
+        await setup.registry.preload()
+        assert await setup.registry.use_policy(self.policy(setup, one="a", two="b")) == []
+        assert setup.names == ["one", "two"]
+        first = setup.registry.adapters()[0]
+        assert await setup.registry.use_policy(self.policy(setup, one="b")) == []
+        assert (setup.names, setup.engine.removed) == (["one"], ["two"])
+        assert setup.registry.adapters()[0].digest != first.digest
+        loads = len(setup.engine.loads)
+        await setup.registry.use_policy(self.policy(setup, one="b"))
+        assert len(setup.engine.loads) == loads
+
+    async def test_one_that_fails_is_told_and_leaves_what_was(self, setup: Setup) -> None:
+        await setup.registry.preload()
+        await setup.registry.use_policy(self.policy(setup, one="a"))
+        (failure,) = await setup.registry.use_policy(self.policy(setup, one="nowhere", two="b"))
+        assert failure.startswith("one: ")
+        assert [(a.name, a.path.name) for a in setup.registry.adapters()] == [("one", "a"), ("two", "b")]
+
+    async def test_one_that_somebody_else_loaded_stays(self, setup: Setup) -> None:
+        await setup.registry.preload()
+        await setup.load("a")
+        await setup.registry.use_policy(self.policy(setup, a="b"))
+        await setup.registry.use_policy(self.policy(setup))
+        assert [(a.name, a.path.name) for a in setup.registry.adapters()] == [("a", "a")]
+
+    async def test_before_the_engine_runs_it_only_takes_note(self, setup: Setup) -> None:
+        await setup.registry.use_policy(self.policy(setup, one="a"))
+        assert setup.names == []
+        await setup.registry.preload()
+        assert setup.names == ["one"]
+
+
 async def test_a_preloaded_folder_is_allowed_its_neighbours_are_not(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "elsewhere/one")
     neighbour = write_adapter(tmp_path / "elsewhere/two")

@@ -55,6 +55,21 @@ class MaintenanceServiceStub:
                 request_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/vllm_proxy.api.common.v1.MaintenanceService/Reload',
+                request_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.ReloadResponse.FromString,
+                _registered_method=True)
+        self.SetLogLevel = channel.unary_unary(
+                '/vllm_proxy.api.common.v1.MaintenanceService/SetLogLevel',
+                request_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.SetLogLevelRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.SetLogLevelResponse.FromString,
+                _registered_method=True)
+        self.GetInfo = channel.unary_unary(
+                '/vllm_proxy.api.common.v1.MaintenanceService/GetInfo',
+                request_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetInfoRequest.SerializeToString,
+                response_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetInfoResponse.FromString,
+                _registered_method=True)
 
 
 class MaintenanceServiceServicer:
@@ -89,6 +104,28 @@ class MaintenanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Reads the configuration (and, in the auth service, the keys file) again and puts in force what can change while the
+        service runs. INVALID_REQUEST, with one line per fault, if a file cannot be used; nothing has changed then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLogLevel(self, request, context):
+        """Changes how much this process logs, until it is restarted or its level in the configuration changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInfo(self, request, context):
+        """Which process answers, and what its clock says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MaintenanceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +148,21 @@ def add_MaintenanceServiceServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsRequest.FromString,
                     response_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.ReloadRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.ReloadResponse.SerializeToString,
+            ),
+            'SetLogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLogLevel,
+                    request_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.SetLogLevelRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.SetLogLevelResponse.SerializeToString,
+            ),
+            'GetInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInfo,
+                    request_deserializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetInfoRequest.FromString,
+                    response_serializer=vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +274,87 @@ class MaintenanceService:
             '/vllm_proxy.api.common.v1.MaintenanceService/GetMetrics',
             vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsRequest.SerializeToString,
             vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.common.v1.MaintenanceService/Reload',
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.ReloadRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.common.v1.MaintenanceService/SetLogLevel',
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.SetLogLevelRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.SetLogLevelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vllm_proxy.api.common.v1.MaintenanceService/GetInfo',
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetInfoRequest.SerializeToString,
+            vllm__proxy_dot_api_dot_common_dot_v1_dot_maintenance__pb2.GetInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
