@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run start stop restart status logs check-config install test parity check format unit integration engine \
-        docs protos protos-check demo-model demo-lora bench bench-admission chaos-admission clean
+        docs protos protos-check demo-model demo-lora fuzz bench bench-admission chaos-admission clean
 MAKEFLAGS += --no-print-directory
 
 #: Settings: make run CONFIG=other/config.yaml MODEL=Qwen/Qwen3-0.6B
@@ -71,7 +71,7 @@ check: ## Format, lint, types, protos, unit tests: what one runs while writing
 	@scripts/phase.sh "unit tests" $(GATEWAY) -m pytest -q tests/unit
 
 test: ## Everything that needs no GPU: make check, then integration tests and the real engines
-	@scripts/install.sh dev demo sglang
+	@scripts/install.sh dev demo sglang clients
 	@$(MAKE) check
 	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration tests/conformance
 	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
@@ -99,6 +99,11 @@ protos: ## Generates services/vllm_proxy/api from protos/
 protos-check: ## Generated code is what protos/ say and loads in every environment
 	@scripts/install.sh dev
 	@$(GATEWAY) -m scripts.protos --check
+
+fuzz: ## Makes up requests from the API's description for 20 minutes (SECONDS=, SEED=; URL=, KEY=, FUZZ_MODEL=: a running edge)
+	@scripts/install.sh dev clients
+	@$(GATEWAY) -m tests.conformance.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(URL),--url $(URL)) $(if $(KEY),--key $(KEY)) $(if $(FUZZ_MODEL),--model $(FUZZ_MODEL))
 
 bench: ## CPU per token and latency, beside other gateways (bench-results/)
 	@scripts/install.sh dev

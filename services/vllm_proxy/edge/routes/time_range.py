@@ -6,10 +6,16 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Query
+from pydantic import WithJsonSchema
 
 _HOW = "a date, a time (UTC unless it says a zone), or Unix seconds"
-From = Annotated[datetime | None, Query(alias="from", description=f"From when on: {_HOW}.")]
-To = Annotated[datetime | None, Query(alias="to", description=f"Until when, exclusive: {_HOW}. Default: now.")]
+#: What a query may say.
+_TIME = WithJsonSchema(
+    {"anyOf": [{"type": "string", "format": kind} for kind in ("date-time", "date")] + [{"type": "number"}]}
+)
+Moment = Annotated[datetime, _TIME]
+From = Annotated[Moment | None, Query(alias="from", description=f"From when on: {_HOW}.")]
+To = Annotated[Moment | None, Query(alias="to", description=f"Until when, exclusive: {_HOW}. Default: now.")]
 
 
 def unix_ms(moment: datetime | None) -> int:
