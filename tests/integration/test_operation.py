@@ -198,7 +198,7 @@ class TestLogs:
         assert chat(cluster, BOB, request_id="refused-1") == 429
 
         def reason() -> str:
-            return (run(cluster.config_path, "logs", "--request-id", "refused-1")).out
+            return run(cluster.config_path, "logs", "--request-id", "refused-1").out
 
         shown = wait_until(reason, "the refusal in the logs", DEADLINE_S)
         assert "reason=QUOTA_EXCEEDED limit=quota" in shown
@@ -264,6 +264,46 @@ class TestConfig:
         assert "frobnicate: unknown key" in checked.err
 
 
+class TestReload:
+    @pytest.fixture(autouse=True)
+    def restored(self, cluster: Cluster) -> Iterator[None]:
+        before = cluster.config_path.read_text()
+        yield
+        cluster.config_path.write_text(before)
+        assert run(cluster.config_path, "reload").status == 0
+
+    def in_force(self, cluster: Cluster) -> dict[str, Any]:
+        return {row["service"]: row for row in asked(cluster, "config", "show", "--effective")["services"]}
+
+    def test_what_can_be_is_put_in_force_and_the_rest_named(self, cluster: Cluster) -> None:
+        changed = {**cluster.config, "rate_limit": {"qps": 77.0}, "fastapi_workers": 2}
+        cluster.config_path.write_text(json.dumps(changed))
+        rows = {row["service"]: row for row in asked(cluster, "reload")["services"]}
+        assert rows.keys() == {"auth", "router", "engine-sim", "engine-spare", "edge"}
+        assert {row["error"] for row in rows.values()} == {None}
+        assert rows["edge"]["needs_restart"] == [{"setting": "fastapi_workers", "restart": "edge"}]
+        services = self.in_force(cluster)
+        assert services["auth"]["settings"]["rate_limit"]["qps"] == 77
+        assert services["auth"]["differs"] == []
+        assert services["edge"]["differs"] == [
+            {"setting": "fastapi_workers", "in_force": 1, "file": 2, "needs": "restart"}
+        ]
+
+    def test_a_bad_file_changes_nothing(self, cluster: Cluster) -> None:
+        cluster.config_path.write_text(json.dumps({**cluster.config, "log_level": "DEBUG", "frobnicate": 1}))
+        failed = run(cluster.config_path, "reload")
+        assert (failed.status, failed.out) == (2, "")
+        assert "frobnicate: unknown key" in failed.err
+        cluster.config_path.write_text(json.dumps(cluster.config))
+        assert {row["settings"]["log_level"] for row in self.in_force(cluster).values()} == {"INFO"}
+
+    def test_how_much_a_service_logs(self, cluster: Cluster) -> None:
+        (edge,) = asked(cluster, "log-level", "edge", "debug")
+        assert (edge["service"], edge["level"], edge["error"]) == ("edge", "DEBUG", None)
+        asked(cluster, "log-level", "edge", "configured")
+        assert {row["level"] for row in asked(cluster, "log-level")} == {"INFO"}
+
+
 def test_a_service_that_is_down_is_a_row(cluster: Cluster) -> None:
     """The last one here."""
     cluster.router.stop()
@@ -271,7 +311,8 @@ def test_a_service_that_is_down_is_a_row(cluster: Cluster) -> None:
     ended = run(cluster.config_path, "status", "--json")
     status = json.loads(ended.out)
     assert (ended.status, ended.err, status["status"]) == (3, "", "degraded")
-    assert {row["service"]: row["state"] for row in status["services"]} == {
+    states = {row["service"]: row["state"] for row in status["services"]}
+    assert states == {
         "auth": "serving",
         "router": "stopped",
         "engine-sim": "serving",
@@ -280,4 +321,8 @@ def test_a_service_that_is_down_is_a_row(cluster: Cluster) -> None:
     }
     sample = asked(cluster, "top", "--once", "--interval", INTERVAL_S)
     assert sample["down"] == ["router", "engine-spare"]
-    assert (run(cluster.config_path, "lora", "list")).status == 3
+    assert run(cluster.config_path, "lora", "list").status == 3
+    reloaded = run(cluster.config_path, "reload", "--json")
+    assert reloaded.status == 3
+    errors = {row["service"]: row["error"] for row in json.loads(reloaded.out)["services"]}
+    assert errors == {**dict.fromkeys(states), "router": "does not answer", "engine-spare": "does not answer"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from vllm_proxy.cli import audit, config, keys, last_start, logs, lora, status, top, usage
+from vllm_proxy.cli import audit, config, keys, last_start, log_level, logs, lora, reload, status, top, usage
 from vllm_proxy.cli.command import Failed, NotAllServing
 from vllm_proxy.cli.connection import Connection
 from vllm_proxy.cli.output import Output
@@ -25,7 +25,7 @@ from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, enter_root, load_settings
 
 #: Each adds its commands to the parser.
-GROUPS = (status, top, logs, lora, keys, usage, audit, config)
+GROUPS = (status, top, logs, log_level, lora, keys, usage, audit, config, reload)
 DONE, FAILED, WRONG, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 #: From an editable installation: the project's own configuration.
 _PROJECT_CONFIG = Path(__file__).resolve().parents[3] / "config" / "config.yaml"

@@ -128,7 +128,7 @@ def waiting(path: Path, service: str, roles: frozenset[str]) -> Iterator[str]:
 
 def values_of(loaded: LoadedSettings, service: str) -> dict[Path, Any]:
     """Every value by its path. For an engine host the text of its start command stands for the file with it."""
-    values = dict(_flattened(loaded.settings.model_dump(mode="json")))
+    values = dict(flattened(loaded.settings.model_dump(mode="json")))
     name = service.removeprefix("engine-")
     if name != service and (spec := loaded.settings.hosts(loaded.root).get(name)) is not None:
         section = loaded.settings.for_host(name).section(spec.engine)
@@ -137,9 +137,10 @@ def values_of(loaded: LoadedSettings, service: str) -> dict[Path, Any]:
     return values
 
 
-def _flattened(settings: Mapping[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
+def flattened(settings: Mapping[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value by its path."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flattened(value, (*above, name))
+            yield from flattened(value, (*above, name))
         else:
             yield (*above, name), value
