@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run start stop restart status logs check-config install test parity check format unit integration engine \
-        docs protos protos-check demo-model demo-lora fuzz bench bench-admission chaos-admission clean
+        docs protos protos-check demo-model demo-lora fuzz bench bench-admission chaos-admission rolling-restart clean
 MAKEFLAGS += --no-print-directory
 
 #: Settings: make run CONFIG=other/config.yaml MODEL=Qwen/Qwen3-0.6B
@@ -32,6 +32,9 @@ stop: ## Stops everything
 restart: ## Stops, then starts
 	@scripts/stop.sh
 	@scripts/start.sh
+
+restart-%: ## Restarts one service, or all, one process at a time; no request fails where another process can take it
+	@scripts/proxyctl.sh restart $(filter-out all,$*)
 
 start-%: ## Starts one service: auth, router, edge, engine-vllm
 	@scripts/start.sh $*
@@ -116,6 +119,10 @@ bench-admission: ## Admissions and settlements a second at 10 and 1,000,000 keys
 chaos-admission: ## Kills auth, edges, hosts and Redis 50 times under 200 streams, then balances the books (SEED=…)
 	@scripts/install.sh dev
 	@$(GATEWAY) -m tests.load.chaos $(if $(SEED),--seed $(SEED))
+
+rolling-restart: ## Restarts every service under 2,000 streams, of which none may fail (ROUNDS=…)
+	@scripts/install.sh dev
+	@$(GATEWAY) -m tests.load.rolling $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean: ## Removes environments, logs and caches; keeps models, adapters, keys and usage
 	@scripts/stop.sh

@@ -15,6 +15,7 @@ from pathlib import Path
 from scripts import nginx_config
 from scripts.make_demo_model import DEMO_MODEL
 from scripts.readiness import LogMarks, StartFailed, wait_ready
+from scripts.rolling_restart import RollingRestart
 from scripts.show import show_welcome
 from scripts.start_command import StartCommand
 from scripts.supervisor_client import State, Supervisor, SupervisorError
@@ -231,6 +232,23 @@ class Services:
         if interrupted.is_set():
             raise KeyboardInterrupt
         print("stopped from elsewhere", flush=True)
+
+    # -- restart
+
+    def restart(self, names: Sequence[str], timeout_s: float | None) -> int:
+        """Restarts what is up, of `names` or of everything, process by process: the next one goes when the one before
+        serves again. Ends at the first that does not.
+
+        Raises ConfigError, SupervisorError, StartFailed, Stopped, TimeoutError.
+        """
+        rolling = RollingRestart(self._loaded, self._supervisor, timeout_s)
+        with self._supervisor.exclusive():
+            wanted = rolling.chosen(self.programs, [program.name for program in self.named(names)] if names else [])
+            self._check_environments(wanted)
+            last_start.save(self._loaded)
+        for program in wanted:
+            rolling.restart(program)
+        return 0
 
     # -- stop
 

@@ -1,7 +1,7 @@
 """Starts and stops the services of one configuration. What `make run`, scripts/start.sh and others call.
 
 python -m scripts.proxyctl --config config/config.yaml start [--follow] [SERVICE...]
-                                                       stop [SERVICE...] | needs | check
+                                                       stop [SERVICE...] | restart [SERVICE...] | needs | check
                                                        command [SERVICE...]
 """
 
@@ -51,6 +51,8 @@ def main() -> int:
             return 0
         if args.action == "start":
             return services.start(named, follow=args.follow, wait=args.wait, timeout_s=args.timeout)
+        if args.action == "restart":
+            return services.restart(named, args.timeout)
         if args.action == "stop":
             return services.stop(named)
         print(*engine_commands(loaded.settings, services.named(named)), sep="\n")
@@ -80,6 +82,9 @@ def _parse() -> argparse.Namespace:
         action.add_argument("--no-wait", dest="wait", action="store_false", help="do not wait for an answer")
         action.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait (default: for ever)")
         _add_services(action)
+    restart = actions.add_parser("restart")
+    restart.add_argument("--timeout", type=float, metavar="SECONDS", help="for each process (default: for ever)")
+    _add_services(restart)
     for name in ("stop", "command"):
         _add_services(actions.add_parser(name))
     actions.add_parser("check", help="say whether the configuration is good")

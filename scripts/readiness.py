@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -66,16 +66,18 @@ def wait_ready(
     wanted: Sequence[Program],
     marks: LogMarks,
     timeout_s: float | None = None,
+    answers: Callable[[Program], bool] | None = None,
 ) -> None:
-    """Returns when all of `wanted` answer. Raises StartFailed, Stopped or TimeoutError."""
+    """Returns when all of `wanted` answer, as `answers` finds out. Raises StartFailed, Stopped or TimeoutError."""
     started_at = time.monotonic()
     progress = _Progress()
     deaths = _Deaths(supervisor)
     waiting = list(wanted)
     serves_models = any(program.engine for program in wanted)
+    answers = answers or (lambda program: is_ready(program, serves_models))
     try:
         while True:
-            waiting = [program for program in waiting if not is_ready(program, serves_models)]
+            waiting = [program for program in waiting if not answers(program)]
             if not waiting:
                 return
             if not supervisor.is_running():

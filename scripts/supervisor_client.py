@@ -131,6 +131,12 @@ class Supervisor:
     def stop_service(self, service: str) -> None:
         self._call("stopProcessGroup", service, False)
 
+    def start_process(self, process: ProcessState) -> None:
+        self._call("startProcess", f"{process.service}:{process.name}", False)
+
+    def stop_process(self, process: ProcessState) -> None:
+        self._call("stopProcess", f"{process.service}:{process.name}", False)
+
     def shutdown(self) -> None:
         """Tells all services to stop, those that clients see first. Returns at once."""
         with contextlib.suppress(SupervisorGone):

@@ -52,6 +52,8 @@ class Program:
     address: str
     """Where it can be asked how it is: a gRPC address, for the edge a URL, for nginx host:port."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    ready: str = ""
+    """Below the folder of sockets: where each process writes its id once it serves; empty: it can be asked."""
     listener: str | None = None
     """host:port of the listener that its processes inherit."""
     processes: int = 1
@@ -227,6 +229,7 @@ def _edge(loaded: LoadedSettings, common: tuple[str, ...]) -> Program:
     if not inherits and workers > 1:
         raise ConfigError(f"{loaded.path}: fastapi_workers: {workers} workers cannot share an IPv6 listener; set 1")
     numbered = "-%(process_num)d" if workers > 1 else ""
+    ready = f"edge{numbered}.ready"
     return Program(
         name="edge",
         command=(
@@ -235,6 +238,8 @@ def _edge(loaded: LoadedSettings, common: tuple[str, ...]) -> Program:
             "vllm_proxy.edge",
             *common,
             *(("--listen-fd", "0") if inherits else ()),
+            "--ready-file",
+            str(loaded.root / settings.run_dir / ready),
         ),
         priority=40,
         stop_wait_s=_stop_wait_s(settings.edge.drain_timeout_s + settings.edge.drain_notice_s),
@@ -242,6 +247,7 @@ def _edge(loaded: LoadedSettings, common: tuple[str, ...]) -> Program:
         pid=f"edge{numbered}.pid",
         address=edge_url(settings),
         environment={"PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(loaded))},
+        ready=ready,
         listener=f"{host}:{port}" if inherits else None,
         processes=workers,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -96,6 +97,13 @@ class Connection:
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has closed it. Asks the kernel, as clients do before they use a connection again:
+        this event loop may be behind."""
+        descriptor = self._writer.get_extra_info("socket").fileno()
+        return self._reader.at_eof() or descriptor < 0 or bool(select.select([descriptor], [], [], 0)[0])
 
     def close(self) -> None:
         """Leaves at once; what was not read is lost, the peer sees a reset."""

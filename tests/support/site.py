@@ -64,6 +64,8 @@ class Site:
             "engine_hosts": {name: {"engine": "sim"} for name in hosts},
             "sim": {"step_ms": 5, "http_port": 0},
             "router": {"heartbeat_s": 0.5},
+            # Clients of a test that ends use nothing again.
+            "edge": {"drain_idle_s": 0},
         }
         self.config = _merge(base, config or {})
         self.write_config()

@@ -63,7 +63,7 @@ def test_make_targets_and_scripts_exist(page: Path) -> None:
     text = commands(page)
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^(?:\s*)make ([a-z][\w-]*)", text, re.MULTILINE):
-        pattern = re.sub(r"^(start|stop)-[\w-]+$", r"\1-%", target)
+        pattern = re.sub(r"^(start|stop|restart)-[\w-]+$", r"\1-%", target)
         assert re.search(rf"^{re.escape(pattern)}:", makefile, re.MULTILINE), f"make {target}"
     for script in re.findall(r"(?<![\w/.])scripts/[\w./-]*\w", text):
         assert (ROOT / script).exists(), script

@@ -29,6 +29,11 @@ class ProcessState:
     def is_up(self) -> bool:
         return self.state in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it can be started."""
+        return self.state in ("STOPPED", "EXITED", "FATAL")
+
 
 def control_socket(settings: Settings) -> str:
     """supervisord's own socket, relative to the project's root."""

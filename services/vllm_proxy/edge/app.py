@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 import grpc.aio
@@ -54,8 +54,10 @@ SETTLE_TIMEOUT_S = 5.0
 LAST_BYTES_TIMEOUT_S = 2.0
 
 
-async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None = None) -> int:
-    """Runs a worker on an inherited listening socket, or on one of its own."""
+async def serve(
+    loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None = None, on_ready: Callable[[], None] | None = None
+) -> int:
+    """Runs a worker on an inherited listening socket, or on one of its own. Calls `on_ready` once it serves."""
     config = EdgeConfig.from_settings(loaded)
     edge_id = new_incarnation("edge")
     prepare_multiprocess()
@@ -139,6 +141,8 @@ async def serve(loaded: LoadedSettings, stop: StopSignal, listen_fd: int | None 
         spawn(tasks, watch.run(), "table-watch")
         spawn(tasks, _sweep(context, server), "sweep")
         await server.start(listener)
+        if on_ready is not None:
+            on_ready()
         log.info("serving", extra={"edge_id": edge_id, "address": _shown(listener)})
         await stop.wait()
         draining = True
@@ -190,6 +194,7 @@ def _http_limits(config: EdgeConfig) -> HttpLimits:
         max_buffered_bytes=config.max_buffered_bytes,
         receive_timeout_s=config.body_timeout_s,
         keep_alive_timeout_s=config.keep_alive_timeout_s,
+        drain_idle_s=config.drain_idle_s,
     )
 
 

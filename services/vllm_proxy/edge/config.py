@@ -32,6 +32,7 @@ class EdgeConfig:
     retry_wait_s: float
     drain_timeout_s: float
     drain_notice_s: float
+    drain_idle_s: float
     keep_alive_timeout_s: float
     sse_keepalive_s: float
     server_timing: bool
@@ -73,6 +74,7 @@ class EdgeConfig:
             retry_wait_s=edge.retry_wait_s,
             drain_timeout_s=edge.drain_timeout_s,
             drain_notice_s=edge.drain_notice_s,
+            drain_idle_s=edge.drain_idle_s,
             keep_alive_timeout_s=edge.keep_alive_timeout_s,
             sse_keepalive_s=edge.sse_keepalive_s,
             server_timing=edge.server_timing,

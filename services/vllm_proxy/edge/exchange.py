@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 #: How long the end of a cancelled request is waited for before it is settled with the last counts.
 END_WAIT_S = 30.0
-MAX_ATTEMPTS = 2
+#: So many hosts may fail a request; those that refuse it because they start or stop do not count.
+MAX_FAILURES = 2
 #: A comment line, which clients skip (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 _KEEP_ALIVE = b": keep-alive\n\n"
 #: After one of these an event stream has nothing more to say.
@@ -101,6 +102,7 @@ class Exchange:
         "_consumed",
         "_context",
         "_end_deadline",
+        "_failures",
         "_first_byte_at",
         "_grant_at",
         "_head",
@@ -142,6 +144,8 @@ class Exchange:
         self._session: HostSession | None = None
         self._stream_id = 0
         self._attempt = 1
+        #: Attempts that may have reached an engine.
+        self._failures = 0
         #: Streams whose end must be acknowledged after the settlement.
         self._attempts: list[tuple[HostSession, int]] = []
         #: Host name -> incarnation of the hosts that failed this request.
@@ -289,8 +293,11 @@ class Exchange:
             self._settle(end.outcome or auth_pb2.OUTCOME_FINISHED)
             return
         error = from_reason(end.reason, end.message, retry_after_s=1 if end.reason == NoCapacity.reason else None)
-        if isinstance(error, (NoCapacity, EngineUnavailable)) and self._retry(error):
-            return
+        if isinstance(error, (NoCapacity, EngineUnavailable)):
+            # A host that starts or stops has refused it. That is no failure, so it may happen again.
+            refused = end.outcome == auth_pb2.OUTCOME_NOT_SENT and not isinstance(error, NoCapacity)
+            if self._retry(error, refused=refused):
+                return
         self._settle(end.outcome or auth_pb2.OUTCOME_FAILED)
         self._cut_short(error)
 
@@ -365,25 +372,30 @@ class Exchange:
     async def _wait_for_host(self) -> None:
         config, hosts = self._context.config, self._context.hosts
         try:
-            async with asyncio.timeout(config.retry_wait_s if self._last_error else config.capacity_wait_s):
+            async with asyncio.timeout(config.retry_wait_s if self._failures else config.capacity_wait_s):
                 while not self._try_start():
                     await hosts.wait_changed()
         except TimeoutError:
             self._answer_error(self._last_error or EngineUnavailable(retry_after_s=max(1.0, config.capacity_wait_s)))
-            self._settle(auth_pb2.OUTCOME_FAILED if self._last_error else auth_pb2.OUTCOME_NOT_SENT)
+            self._settle(auth_pb2.OUTCOME_FAILED if self._failures else auth_pb2.OUTCOME_NOT_SENT)
         finally:
             self._waiting = None
 
-    def _retry(self, error: ServiceError) -> bool:
+    def _retry(self, error: ServiceError, *, refused: bool = False) -> bool:
         """Starts the next attempt if the client has seen nothing of this one."""
-        if self._cancelled or self._response.started or self._attempt >= MAX_ATTEMPTS:
+        if self._cancelled or self._response.started:
             return False
+        if not refused:
+            if self._failures + 1 >= MAX_FAILURES:
+                return False
+            self._failures += 1
+            self._last_error = error
         assert self._session is not None
         if (trace := self._request.trace) is not None:
             now, host = self._context.clock(), self._session.name
             trace.attempt_failed(self._request, host, self._attempt, self._sent_at, now, error.reason)
         self._tried[self._session.name] = self._session.incarnation
-        self._head, self._tail, self._last_error = None, b"", error
+        self._head, self._tail = None, b""
         self._attempt += 1
         if not self._try_start():
             if isinstance(error, NoCapacity):
@@ -401,7 +413,7 @@ class Exchange:
         self._cancelled = reason
         if self._waiting is not None:
             self._waiting.cancel()
-            self._settle(auth_pb2.OUTCOME_CANCELLED if self._last_error else auth_pb2.OUTCOME_NOT_SENT)
+            self._settle(auth_pb2.OUTCOME_CANCELLED if self._failures else auth_pb2.OUTCOME_NOT_SENT)
         elif self._session is not None:
             self._end_deadline = self._context.clock() + END_WAIT_S
             self._session.cancel(self._stream_id)

@@ -6,8 +6,11 @@ Everything happens in callbacks of the transport: a request costs no task, no ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
+import os
+import socket
 import struct
 import termios
 from collections import deque
@@ -64,6 +67,8 @@ class HttpConnection(asyncio.Protocol):
         self.write = self._transport.write
         self._deadline = self._server.clock() + self._server.limits.receive_timeout_s
         self._server.connections.add(self)
+        if self._server.stopping:  # It was accepted before the listener closed.
+            self.stop()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -183,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
             self._header_list,
             self._client_host,
             # After an upgrade that did not happen nobody knows what the client speaks.
-            parser.should_keep_alive() and not parser.should_upgrade(),
+            parser.should_keep_alive() and not parser.should_upgrade() and not self._server.stopping,
         )
 
     def _judge(self, request: HttpRequest) -> None:
@@ -264,8 +269,13 @@ class HttpConnection(asyncio.Protocol):
             self._deadline = self._server.clock() + limits.receive_timeout_s
 
     def _rest(self) -> None:
-        """Nothing is asked and nothing on its way."""
-        self._deadline = self._server.clock() + self._server.limits.keep_alive_timeout_s
+        """Nothing is asked. What the client has sent meanwhile is still on its way."""
+        limits = self._server.limits
+        patience_s = limits.drain_idle_s if self._server.stopping else limits.keep_alive_timeout_s
+        if patience_s:
+            self._deadline = self._server.clock() + patience_s
+        else:
+            self.close()
 
     def sweep(self, now: float) -> None:
         """Checks the deadline."""
@@ -274,10 +284,19 @@ class HttpConnection(asyncio.Protocol):
         request = self._receiving
         if request is None or request is not self._current or request.refusal is not None:
             # An idle client, one that does not come to an end, or one whose answer is out already.
-            self.close()
+            if not self._queued_bytes(termios.FIONREAD):  # A request that has come is answered.
+                self._end_idle()
         else:
             request.keep_alive = False
             self._give_up(request, BodyTooSlow())
+
+    def _end_idle(self) -> None:
+        """Closes at once: what the client sends until a loop's turn later would be lost."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing():
+            with socket.socket(fileno=os.dup(sock.fileno())) as same, contextlib.suppress(OSError):
+                same.shutdown(socket.SHUT_WR)
+        self.close()
 
     def _refuse(self, error: ServiceError, cause: Exception | None = None) -> None:
         """The client does not speak HTTP as it should. It gets an answer if none is on its way, and nothing more."""
@@ -303,18 +322,24 @@ class HttpConnection(asyncio.Protocol):
         return self._server.date_line
 
     def stop(self) -> None:
-        """Takes no new request and closes as soon as nothing is asked any more."""
-        if self._current is None and self._receiving is None:
-            self.close()
-        for request in (self._receiving, self._current, *self._pipelined):
-            if request is not None:
-                request.keep_alive = False
+        """Closes after the next answer whose head can still say so. A client that was promised the connection, or is
+        about to use it, has `drain_idle_s` to do so."""
+        last = self._pipelined[-1] if self._pipelined else self._current
+        if last is not None:
+            last.keep_alive = last.keep_alive and last.response.started
+        elif not self._in_head:
+            self._rest()
 
     def unsent_bytes(self) -> int:
         size: int = self._transport.get_write_buffer_size()
+        return size + self._queued_bytes(termios.TIOCOUTQ)
+
+    def _queued_bytes(self, which: int) -> int:
+        """What the kernel holds: FIONREAD of the client's bytes, TIOCOUTQ of ours."""
         sock = self._transport.get_extra_info("socket")
-        if sock is not None and not self._transport.is_closing():
-            size += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
+        if sock is None or self._transport.is_closing():
+            return 0
+        size: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), which, b"\0" * 4))[0]
         return size
 
     def close(self) -> None:

@@ -39,6 +39,8 @@ class HttpLimits:
     #: How long a client may take to send a head, and again to send a body.
     receive_timeout_s: float
     keep_alive_timeout_s: float
+    #: The same at a stop.
+    drain_idle_s: float
 
 
 class HttpServer:
@@ -51,6 +53,7 @@ class HttpServer:
         self.bodies = BodyBudget(limits.max_buffered_bytes)
         self.connections: set[HttpConnection] = set()
         self.date_line = _date_line()
+        self.stopping = False
         self._listening: asyncio.Server | None = None
         self._none_left = asyncio.Event()
 
@@ -65,12 +68,17 @@ class HttpServer:
             connection.sweep(now)
 
     async def stop(self, timeout_s: float) -> bool:
-        """Takes no new connections and no new requests; waits so long for those that run. Returns whether all
-        connections have ended."""
-        if self._listening is not None:
-            self._listening.close()
-        for connection in tuple(self.connections):
-            connection.stop()
+        """Takes no new connections, and no request on those that know of it; waits so long for all to end. Returns
+        whether they have. `sweep` must go on meanwhile."""
+        if not self.stopping:
+            self.stopping = True
+            if self._listening is not None:
+                self._listening.close()
+            for connection in tuple(self.connections):
+                connection.stop()
+            # What was accepted makes its connection in the loop's next turn.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.connections:

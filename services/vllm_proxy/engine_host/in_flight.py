@@ -48,12 +48,13 @@ class InFlight:
     def open(self) -> None:
         self._refusal = None
 
-    def close(self, refusal: Callable[[], ServiceError] = lambda: NoCapacity(DRAINING, retry_after_s=1)) -> None:
+    def close(self, refusal: Callable[[], ServiceError] = lambda: EngineUnavailable(DRAINING)) -> None:
         """Takes no new requests: they are refused with what `refusal` makes. Running ones go on."""
         self._refusal = refusal
 
     def check(self) -> None:
-        """Raises the reason why no request can be taken now: EngineUnavailable, EngineFailed, NoCapacity."""
+        """Raises the reason why no request can be taken now: EngineUnavailable (it starts or stops), EngineFailed,
+        NoCapacity."""
         if self._refusal is not None:
             raise self._refusal()
         if len(self._running) >= self._limit:

@@ -14,7 +14,9 @@ from vllm_proxy.edge.http_connection import HttpConnection
 from vllm_proxy.edge.http_request import HttpRequest
 from vllm_proxy.edge.http_server import Handler, HttpLimits, HttpServer
 
-LIMITS = HttpLimits(max_head_bytes=1000, max_buffered_bytes=1000, receive_timeout_s=60, keep_alive_timeout_s=75)
+LIMITS = HttpLimits(
+    max_head_bytes=1000, max_buffered_bytes=1000, receive_timeout_s=60, keep_alive_timeout_s=75, drain_idle_s=2
+)
 
 
 class Transport(asyncio.Transport):

@@ -168,6 +168,42 @@ async def test_host_that_cannot_is_replaced(reason: str) -> None:
     assert bench.sessions[1].acked == [1]
 
 
+async def test_hosts_that_stop_one_after_the_other_fail_nobody() -> None:
+    bench = Bench("a", "b", "c", "d")
+    bench.exchange.begin()
+    for _ in range(3):
+        bench.end(reason="ENGINE_UNAVAILABLE", message="No.", outcome=auth_pb2.OUTCOME_NOT_SENT, completion_tokens=0)
+    bench.stream(EVENT)
+    bench.end()
+    assert bench.client.body == EVENT
+    assert settled(bench)[1] == 4, "a later attempt than those that the hosts may settle themselves"
+
+
+async def test_another_process_of_a_host_that_stopped_is_waited_for() -> None:
+    bench = Bench("a", retry_wait_s=0.001)
+    (session,) = bench.sessions
+    bench.exchange.begin()
+    bench.end(reason="ENGINE_UNAVAILABLE", message="No.", outcome=auth_pb2.OUTCOME_NOT_SENT, completion_tokens=0)
+    await eventually(lambda: bench.tasks)
+    assert not bench.client.written, "as long as for any host: nothing has failed"
+    session.incarnation = "a-2"
+    bench.hosts.changed()
+    await eventually(lambda: len(session.started) == 2)
+    bench.stream(EVENT)
+    bench.end()
+    assert bench.client.body == EVENT
+
+
+async def test_host_that_stops_and_no_other_in_time_is_503() -> None:
+    bench = Bench("a", capacity_wait_s=0.001)
+    bench.exchange.begin()
+    bench.end(reason="ENGINE_UNAVAILABLE", message="No.", outcome=auth_pb2.OUTCOME_NOT_SENT, completion_tokens=0)
+    await eventually(lambda: bench.client.complete)
+    assert bench.client.status == 503
+    assert b"retry-after" in bench.client.headers
+    assert settled(bench)[0] == auth_pb2.OUTCOME_NOT_SENT
+
+
 async def test_full_only_host_answers_503_with_retry_after() -> None:
     bench = Bench("a")
     bench.exchange.begin()

@@ -187,7 +187,7 @@ class Edge:
 async def edge(tmp_path: Path) -> AsyncIterator[Edge]:
     auth, hosts, tasks = Admitting(), FakeHosts(), set()
     config = replace(edge_config(), max_body_bytes=1000, model_aliases={"gpt": "m"})
-    limits = HttpLimits(4096, 1_000_000, receive_timeout_s=60, keep_alive_timeout_s=75)
+    limits = HttpLimits(4096, 1_000_000, receive_timeout_s=60, keep_alive_timeout_s=75, drain_idle_s=0)
 
     def spawn(coroutine: Any, name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)

@@ -432,22 +432,95 @@ def test_fault_of_a_handler_is_500() -> None:
 # The end of the server.
 
 
-async def test_stop_closes_idle_connections_and_waits_for_the_others() -> None:
-    idle = Client()
-    idle.get("/before")
-    idle.request.response.send(200, JSON, b"{}")
-    busy = Client(server=idle.server)
-    busy.get()
-    request = idle.kept.requests[-1]
-    stopping = asyncio.create_task(idle.server.stop(10))
+async def test_stop_waits_for_requests_and_closes_after_them() -> None:
+    client = Client()
+    client.get()
+    stopping = asyncio.create_task(client.server.stop(10))
     await asyncio.sleep(0)
-    assert idle.closed and not busy.closed
-    idle.leave()
-    request.response.send(200, JSON, b"{}")
-    assert busy.headers[b"connection"] == b"close"
-    assert busy.closed
-    busy.leave()
+    assert not client.closed
+    client.request.response.send(200, JSON, b"{}")
+    assert client.headers[b"connection"] == b"close"
+    assert client.closed
+    client.leave()
     assert await stopping
+
+
+async def stopped(client: Client, *, drain_idle_s: float = 2) -> None:
+    client.server.limits = replace(LIMITS, drain_idle_s=drain_idle_s)
+    assert not await client.server.stop(0)
+
+
+async def test_request_that_was_on_its_way_at_a_stop_is_answered() -> None:
+    client = Client()
+    client.get("/before")
+    client.request.response.send(200, JSON, b"{}")
+    await stopped(client)
+    client.now += 1.9
+    client.server.sweep(client.now)
+    assert not client.closed
+    client.get("/late")
+    client.now += 60
+    client.server.sweep(client.now)
+    assert not client.closed, "its answer takes as long as it takes"
+    client.request.response.send(200, JSON, b"{}")
+    assert [answer.headers.get(b"connection") for answer in client.answers] == [None, b"close"]
+    assert client.closed
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_idle_connection_is_closed_some_time_after_a_stop(used: bool) -> None:
+    client = Client()
+    if used:
+        client.get()
+        client.request.response.send(200, JSON, b"{}")
+    await stopped(client)
+    assert not client.closed
+    client.now += 2
+    client.server.sweep(client.now)
+    assert client.closed
+
+
+async def test_idle_connection_is_closed_at_once_where_that_is_wanted() -> None:
+    client = Client()
+    await stopped(client, drain_idle_s=0)
+    assert client.closed
+
+
+async def test_client_that_was_promised_the_connection_may_use_it_once_more() -> None:
+    client = Client()
+    client.get("/before")
+    client.request.response.start(200, JSON)
+    client.request.response.write(b"{")
+    await stopped(client)
+    client.request.response.finish(b"}")
+    assert not client.closed
+    client.get("/after")
+    client.request.response.send(200, JSON, b"{}")
+    assert [answer.headers.get(b"connection") for answer in client.answers] == [None, b"close"]
+    assert client.closed
+
+
+async def test_stop_answers_all_that_was_pipelined() -> None:
+    client = Client()
+    client.send(post(b"one") + post(b"two"))
+    stopping = asyncio.create_task(client.server.stop(10))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        client.request.response.send(200, JSON, b"{}")
+        await asyncio.sleep(0)
+    assert [answer.headers.get(b"connection") for answer in client.answers] == [None, b"close"]
+    assert client.closed
+    client.leave()
+    assert await stopping
+
+
+async def test_connection_that_was_accepted_before_the_listener_closed_is_served() -> None:
+    client = Client()
+    await stopped(client)
+    late = Client(server=client.server)
+    late.get()
+    client.request.response.send(200, JSON, b"{}")
+    assert late.headers[b"connection"] == b"close"
 
 
 async def test_stop_gives_up_in_time() -> None:

@@ -16,7 +16,7 @@ from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.api.common.v1 import maintenance_pb2, maintenance_pb2_grpc
 from vllm_proxy.api.engine.v1 import engine_pb2 as pb
 from vllm_proxy.api.router.v1 import router_pb2
-from vllm_proxy.common.errors import ModelNotFound, NoCapacity, RouteNotFound
+from vllm_proxy.common.errors import EngineUnavailable, ModelNotFound, RouteNotFound
 from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings, Sim
 from vllm_proxy.engine_host.config import host_config
@@ -87,7 +87,7 @@ async def test_a_stop_waits_for_running_requests_and_refuses_new_ones() -> None:
         (refused,) = await edge.ended(await edge.start(chat()))
         (answer,) = await edge.ended(running)
         assert refused.end is not None and answer.end is not None
-        assert refused.end.reason == "NO_CAPACITY"
+        assert refused.end.reason == "ENGINE_UNAVAILABLE"
         assert answer.end.outcome == auth_pb2.OUTCOME_FINISHED
         assert answer.data.endswith(b"data: [DONE]\n\n")
         assert await rig.exit == 0
@@ -177,7 +177,7 @@ async def test_drain_by_rpc_and_back_by_the_router() -> None:
         assert (await rig.stub.Drain(pb.DrainRequest(timeout_ms=50))).remaining == 1
         (refused,) = await edge.ended(await edge.start(chat()))
         assert refused.end is not None
-        assert refused.end.reason == "NO_CAPACITY"
+        assert refused.end.reason == "ENGINE_UNAVAILABLE"
         await rig.service.host.execute(router_pb2.Command(drain=False))
         (answer,) = await edge.ended(await edge.start(chat()))
         assert answer.end is not None
@@ -249,7 +249,7 @@ async def test_generate_counts_and_can_be_aborted() -> None:
         await rig.stub.Drain(pb.DrainRequest(timeout_ms=50))
         with pytest.raises(grpc.aio.AioRpcError) as e:
             await rig.stub.Generate(request).read()
-        assert isinstance(from_rpc_error(e.value), NoCapacity)
+        assert type(from_rpc_error(e.value)) is EngineUnavailable
 
 
 async def test_an_engine_without_lora_says_so() -> None:

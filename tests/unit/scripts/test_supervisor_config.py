@@ -83,7 +83,8 @@ def test_edge_workers_inherit_one_listener_and_log_apart(project: Path):
     logs = [Path(process.stdout_logfile).name for process in edge.process_configs]
     assert logs == ["fastapi-0.log", "fastapi-1.log"]
     for number, process in enumerate(edge.process_configs):
-        assert process.command.endswith('"--listen-fd" "0"')
+        number = process.name.rpartition("-")[2]
+        assert process.command.endswith(f'"--listen-fd" "0" "--ready-file" "{project}/.run/edge-{number}.ready"')
         assert f"edge-{number}.pid" in process.command
         assert process.environment["PROMETHEUS_MULTIPROC_DIR"] == str(project / ".run" / "metrics")
 

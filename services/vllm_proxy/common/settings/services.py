@@ -36,6 +36,9 @@ class Edge(Section):
     """How long running requests may take to end at a stop."""
     drain_notice_s: Annotated[float, Field(ge=0)] = 0
     """How long /health says 503 before the listener closes, so that balancers see it."""
+    drain_idle_s: Annotated[float, Field(ge=0)] = 2
+    """How long a stop leaves an idle client connection open, so that a request that is on its way on it is answered;
+    with `connection: close`. Checked once a second; 0: not at all."""
     keep_alive_timeout_s: PositiveSeconds = 75
     """How long an idle client connection stays open."""
     sse_keepalive_s: Annotated[float, Field(ge=0)] = 0
