@@ -117,7 +117,33 @@ class TestKeys:
     async def test_an_admin_sees_the_logs(self, cluster: Cluster) -> None:
         answer = await cluster.client(ADMIN).request("GET", "/admin/log-stats")
         assert answer.status == 200
-        assert "auth.log" in answer.body.decode()
+        services = answer.json()["services"]
+        assert {"edge", "auth", "router", "engine-sim"} == services.keys()
+        for name, row in services.items():
+            live = {file["name"] for file in row["files"] if file["in_use"]}
+            assert {"edge": "fastapi.log"}.get(name, f"{name}.log") in live
+
+    async def test_an_admin_cleans_the_logs_of_all_services(self, cluster: Cluster) -> None:
+        logs = cluster.root / "logs"
+        old = {
+            "edge": "fastapi.log.1",
+            "auth": "auth.log.1",
+            "router": "router.log.1",
+            "engine-sim": "engine-sim.log.1",
+        }
+        for name in old.values():
+            (logs / name).write_text("old\n")
+        admin = cluster.client(ADMIN)
+        looked = (await admin.request("POST", "/admin/clean-logs?days=0&dry_run=true")).json()
+        assert {service: row["removed"] for service, row in looked["services"].items()} == {
+            service: [name] for service, name in old.items()
+        }
+        assert all((logs / name).exists() for name in old.values())
+        cleaned = (await admin.request("POST", "/admin/clean-logs?days=0")).json()
+        assert cleaned["services"] == looked["services"]
+        assert cleaned["freed_bytes"] == 4 * len(old)
+        assert not any((logs / name).exists() for name in old.values())
+        assert all((logs / name.removesuffix(".1")).exists() for name in old.values())
 
     async def test_no_key_is_in_any_log(self, cluster: Cluster, alice: Client) -> None:
         await alice.chat()

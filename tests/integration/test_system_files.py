@@ -17,7 +17,7 @@ import pytest
 import yaml
 from tests.support.tools import tool
 
-from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.log_folder import LogFolder
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = "/opt/vllm-proxy"

@@ -25,8 +25,9 @@ from vllm_proxy.auth.sqlite_store import SqliteStore
 from vllm_proxy.auth.store import KeyStored, Store
 from vllm_proxy.auth.wait_timer import WaitTimer
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.maintenance import SERVICE_NAME as MAINTENANCE
-from vllm_proxy.common.maintenance import LogFolder, MaintenanceServicer
+from vllm_proxy.common.maintenance import MaintenanceServicer
 from vllm_proxy.common.metrics import process_registry, serve_metrics
 from vllm_proxy.common.reload import Reloader
 from vllm_proxy.common.rpc.server import RpcServer

@@ -8,8 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -19,11 +18,11 @@ import vllm_proxy
 from vllm_proxy.api.common.v1 import maintenance_pb2 as pb
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.common.errors import InvalidRequest
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.reload import Reloader
 from vllm_proxy.common.settings import ConfigError
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["MaintenanceService"].full_name
-SECONDS_PER_DAY = 86_400
 MASK = "***"
 _SECRET_NAME = re.compile(r"(secret|password|token|key)$", re.IGNORECASE)
 #: Up to the next flag: `--api-key` takes several.
@@ -37,43 +36,6 @@ _LEVELS = {
 }
 _LEVEL_NAMES = {level: name for name, level in _LEVELS.items()}
 _URL_PASSWORD = re.compile(r"(\w+://[^\s:/@]*:)\S+@")
-
-
-class LogFolder:
-    """The files `<stem>.log` and their rotated siblings (`<stem>.log.1`, `<stem>.log.2.gz`) in one folder.
-
-    Only regular files directly in the folder count; links are never followed and never removed.
-    """
-
-    def __init__(self, folder: Path, stems: Iterable[str]) -> None:
-        self._folder = folder
-        self._live = {f"{stem}.log" for stem in stems}
-
-    def files(self) -> list[pb.LogFile]:
-        found: list[pb.LogFile] = []
-        if not self._folder.is_dir():
-            return found
-        for path in sorted(self._folder.iterdir()):
-            live = path.name in self._live
-            if path.is_symlink() or not path.is_file() or not (live or self._rotated(path.name)):
-                continue
-            stat = path.stat()
-            found.append(
-                pb.LogFile(name=path.name, size_bytes=stat.st_size, modified_at_s=int(stat.st_mtime), in_use=live)
-            )
-        return found
-
-    def _rotated(self, name: str) -> bool:
-        return any(name.startswith(f"{live}.") for live in self._live)
-
-    def clean(self, older_than_days: int, dry_run: bool) -> list[pb.LogFile]:
-        """Removes rotated files whose last change is at least so many days ago; returns them."""
-        limit = time.time() - older_than_days * SECONDS_PER_DAY
-        old = [file for file in self.files() if not file.in_use and file.modified_at_s <= limit]
-        if not dry_run:
-            for file in old:
-                (self._folder / file.name).unlink(missing_ok=True)
-        return old
 
 
 class MaintenanceServicer(maintenance_pb2_grpc.MaintenanceServiceServicer):
@@ -90,8 +52,7 @@ class MaintenanceServicer(maintenance_pb2_grpc.MaintenanceServiceServicer):
         return pb.GetLogStatsResponse(files=files, total_bytes=sum(file.size_bytes for file in files))
 
     async def CleanLogs(self, request: pb.CleanLogsRequest, context: Any) -> pb.CleanLogsResponse:
-        removed = await asyncio.to_thread(self._logs.clean, request.older_than_days, request.dry_run)
-        return pb.CleanLogsResponse(removed=removed, freed_bytes=sum(file.size_bytes for file in removed))
+        return await asyncio.to_thread(self._logs.clean, request.older_than_days, request.dry_run)
 
     async def GetEffectiveConfig(
         self, request: pb.GetEffectiveConfigRequest, context: Any

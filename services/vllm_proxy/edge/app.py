@@ -17,7 +17,7 @@ from vllm_proxy.api.auth.v1 import auth_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2_grpc
 from vllm_proxy.common.ids import new_incarnation
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all, spawn
-from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.settings import ConfigError, LoadedSettings
@@ -97,6 +97,14 @@ async def serve(
 
         auth_service = auth_pb2_grpc.AuthServiceStub(auth_channel)
         call_timeout_s = config.grpc.call_timeout_s
+        # Each has files of its own, and any may be on another machine.
+        addresses = config.auth_address.split(",")
+        auth_replicas = {
+            "auth" if number == 0 else f"auth-{number}": open_channel(address, config.grpc)
+            for number, address in enumerate(addresses if len(addresses) > 1 else ())
+        }
+        for channel in auth_replicas.values():
+            stack.push_async_callback(channel.close)
         logs = LogFolder(config.log_dir, config.log_stems)
         routers = (
             health_router(hosts, lambda: {"auth": auth.connected, "router": watch.connected}, lambda: draining),
@@ -106,7 +114,7 @@ async def serve(
                 auth,
                 auth_service,
                 router_pb2_grpc.RouterServiceStub(router_channel),
-                FleetLogs(logs, channels, call_timeout_s),
+                FleetLogs(logs, lambda: {**channels(), **auth_replicas}, call_timeout_s),
                 call_timeout_s,
                 config.adapter_timeout_s,
             ),

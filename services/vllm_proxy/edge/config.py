@@ -19,7 +19,7 @@ class EdgeConfig:
     run_dir: Path
     log_dir: Path
     log_stems: tuple[str, ...]
-    """The names of all workers' log files and of nginx's, which has no service to ask, without `.log`."""
+    """The names of all workers' log files and of those that have no service to ask, without `.log`."""
     max_body_bytes: int
     max_buffered_bytes: int
     max_header_bytes: int
@@ -60,6 +60,7 @@ class EdgeConfig:
                 "fastapi",
                 "nginx-access",
                 "nginx-error",
+                "supervisord",
                 *(f"fastapi-{number}" for number in range(settings.fastapi_workers)),
             ),
             max_body_bytes=edge.max_body_bytes,

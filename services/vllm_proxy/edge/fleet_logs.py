@@ -11,7 +11,7 @@ import grpc.aio
 from vllm_proxy.api.common.v1 import maintenance_pb2 as pb
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.common.errors import EngineUnavailable
-from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.rpc.status import from_rpc_error
 
 Row = dict[str, Any]
@@ -38,13 +38,13 @@ class FleetLogs:
 
         return rows | await self._ask_all(ask)
 
-    async def clean(self, older_than_days: int) -> dict[str, Row]:
-        removed = await asyncio.to_thread(self._own.clean, older_than_days, False)
-        rows: dict[str, Row] = {"edge": _removed(removed)}
+    async def clean(self, older_than_days: int, dry_run: bool) -> dict[str, Row]:
+        request = pb.CleanLogsRequest(older_than_days=older_than_days, dry_run=dry_run)
+        answer = await asyncio.to_thread(self._own.clean, older_than_days, dry_run)
+        rows: dict[str, Row] = {"edge": _cleaned(answer)}
 
         async def ask(stub: maintenance_pb2_grpc.MaintenanceServiceStub) -> Row:
-            answer = await stub.CleanLogs(pb.CleanLogsRequest(older_than_days=older_than_days), timeout=self._timeout_s)
-            return _removed(answer.removed)
+            return _cleaned(await stub.CleanLogs(request, timeout=self._timeout_s))
 
         return rows | await self._ask_all(ask)
 
@@ -71,6 +71,10 @@ def _stats(files: Iterable[pb.LogFile]) -> Row:
     return {"files": rows, "total_bytes": sum(row["size_bytes"] for row in rows)}
 
 
-def _removed(files: Iterable[pb.LogFile]) -> Row:
-    sizes = {file.name: file.size_bytes for file in files}
-    return {"removed": list(sizes), "freed_bytes": sum(sizes.values())}
+def _cleaned(answer: pb.CleanLogsResponse) -> Row:
+    return {
+        "removed": [file.name for file in answer.removed],
+        "freed_bytes": answer.freed_bytes,
+        "kept": [file.name for file in answer.kept],
+        "problems": list(answer.problems),
+    }

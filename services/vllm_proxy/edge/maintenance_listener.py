@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
-from vllm_proxy.common.maintenance import SERVICE_NAME, LogFolder, MaintenanceServicer
+from vllm_proxy.common.log_folder import LogFolder
+from vllm_proxy.common.maintenance import SERVICE_NAME, MaintenanceServicer
 from vllm_proxy.common.metrics import process_registry
 from vllm_proxy.common.reload import Reloader
 from vllm_proxy.common.rpc.server import RpcServer

@@ -12,6 +12,7 @@ from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.api.engine.v1 import engine_pb2_grpc
 from vllm_proxy.common import maintenance
 from vllm_proxy.common.lifecycle import StopSignal, cancel_all
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.metrics import serve_metrics
 from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.rpc.server import RpcServer
@@ -71,8 +72,8 @@ class HostService:
         engine_pb2_grpc.add_EngineServiceServicer_to_server(self.servicer, self.rpc.server)
         self.reloader = Reloader(f"engine-{config.name}", loaded, self._prepare)
         section = settings.section(config.engine)
-        output = section.log_file.stem if section is not None else config.engine
-        folder = maintenance.LogFolder(settings.logs.dir, (f"engine-{config.name}", output))
+        output = [section.log_file] if section is not None and section.launch_mode != "attached" else []
+        folder = LogFolder(settings.logs.dir, [f"engine-{config.name}"], output)
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
             maintenance.MaintenanceServicer(self.reloader, folder, self.metrics.registry), self.rpc.server
         )

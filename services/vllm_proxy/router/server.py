@@ -14,6 +14,7 @@ from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2_grpc
 from vllm_proxy.common import maintenance
 from vllm_proxy.common.lifecycle import StopSignal, spawn
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.metrics import process_registry, serve_metrics
 from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.rpc.server import RpcServer
@@ -84,7 +85,7 @@ async def serve(loaded: LoadedSettings, stop: StopSignal) -> int:
         )
         reloader = Reloader("router", loaded, lambda new: _prepare(new, feed))
         stack.push_async_callback(reloader.close)
-        logs = maintenance.LogFolder(loaded.settings.logs.dir, ["router"])
+        logs = LogFolder(loaded.settings.logs.dir, ["router"])
         maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server(
             maintenance.MaintenanceServicer(reloader, logs, registry), rpc.server
         )

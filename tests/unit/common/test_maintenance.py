@@ -8,72 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.unit.common.log_files import folder_of_logs
 
 from vllm_proxy.api.common.v1 import maintenance_pb2 as pb
 from vllm_proxy.common.errors import InvalidRequest
-from vllm_proxy.common.maintenance import SECONDS_PER_DAY, LogFolder, MaintenanceServicer
+from vllm_proxy.common.log_folder import LogFolder
+from vllm_proxy.common.maintenance import MaintenanceServicer
 from vllm_proxy.common.metrics import process_registry
 from vllm_proxy.common.reload import Commit, Outcome, Reloader
 from vllm_proxy.common.settings import LoadedSettings, load_settings
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    for name, age_days in {
-        "auth.log": 100,
-        "auth.log.1": 1,
-        "auth.log.2.gz": 10,
-        "authority.log.1": 100,
-        "router.log.1": 100,
-        "notes.txt": 100,
-    }.items():
-        path = logs / name
-        path.write_bytes(b"x" * 10)
-        then = time.time() - age_days * SECONDS_PER_DAY - 60
-        os.utime(path, (then, then))
-    return logs
-
-
-def names(files: list[pb.LogFile]) -> list[str]:
-    return [file.name for file in files]
-
-
-def test_a_service_sees_its_own_files_only(folder: Path) -> None:
-    files = LogFolder(folder, ["auth"]).files()
-    assert names(files) == ["auth.log", "auth.log.1", "auth.log.2.gz"]
-    assert [file.in_use for file in files] == [True, False, False]
-    assert {file.size_bytes for file in files} == {10}
-
-
-def test_a_missing_folder_is_empty(tmp_path: Path) -> None:
-    assert LogFolder(tmp_path / "none", ["auth"]).files() == []
-
-
-@pytest.mark.parametrize(
-    ("days", "removed"),
-    [(0, ["auth.log.1", "auth.log.2.gz"]), (7, ["auth.log.2.gz"]), (10, ["auth.log.2.gz"]), (11, [])],
-)
-def test_old_rotated_files_are_removed_and_the_one_in_use_never(folder: Path, days: int, removed: list[str]) -> None:
-    before = {path.name for path in folder.iterdir()}
-    assert names(LogFolder(folder, ["auth"]).clean(days, dry_run=False)) == removed
-    assert {path.name for path in folder.iterdir()} == before - set(removed)
-
-
-def test_a_dry_run_removes_nothing(folder: Path) -> None:
-    before = {path.name for path in folder.iterdir()}
-    assert names(LogFolder(folder, ["auth"]).clean(0, dry_run=True)) == ["auth.log.1", "auth.log.2.gz"]
-    assert {path.name for path in folder.iterdir()} == before
-
-
-def test_links_and_folders_are_neither_counted_nor_removed(folder: Path) -> None:
-    (folder / "auth.log.3").symlink_to(folder / "notes.txt")
-    (folder / "auth.log.4").mkdir()
-    logs = LogFolder(folder, ["auth"])
-    logs.clean(0, dry_run=False)
-    assert names(logs.files()) == ["auth.log"]
-    assert (folder / "auth.log.3").is_symlink() and (folder / "notes.txt").exists()
 
 
 def nothing_to_do(loaded: LoadedSettings) -> Commit:
@@ -85,7 +28,8 @@ def nothing_to_do(loaded: LoadedSettings) -> Commit:
 
 class TestServicer:
     @pytest.fixture
-    def servicer(self, folder: Path, tmp_path: Path) -> MaintenanceServicer:
+    def servicer(self, tmp_path: Path) -> MaintenanceServicer:
+        folder = folder_of_logs(tmp_path / "logs")
         config = tmp_path / "config" / "config.yaml"
         config.parent.mkdir()
         config.write_text(
@@ -109,7 +53,7 @@ class TestServicer:
 
     async def test_clean_logs_says_what_it_freed(self, servicer: MaintenanceServicer) -> None:
         cleaned = await servicer.CleanLogs(pb.CleanLogsRequest(older_than_days=7), None)
-        assert (names(list(cleaned.removed)), cleaned.freed_bytes) == (["auth.log.2.gz"], 10)
+        assert ([file.name for file in cleaned.removed], cleaned.freed_bytes) == (["auth.log.2.gz"], 10)
 
     async def test_the_effective_configuration_has_defaults_and_no_secrets(self, servicer: MaintenanceServicer) -> None:
         shown = await servicer.GetEffectiveConfig(pb.GetEffectiveConfigRequest(), None)

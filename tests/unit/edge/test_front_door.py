@@ -27,7 +27,7 @@ from vllm_proxy.common.errors import (
     RateLimited,
     ServiceError,
 )
-from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.routing.table import RoutingTable
 from vllm_proxy.common.rpc.status import to_status
 from vllm_proxy.edge.exchange import ExchangeContext
@@ -565,6 +565,17 @@ async def test_admin(edge: Edge) -> None:
     assert stats["services"]["edge"]["files"][0]["name"] == "fastapi.log"
     assert stats["total_bytes"] == 5
     assert (await edge.http.post("/admin/clean-logs?days=7")).json()["freed_bytes"] == 0
+
+
+async def test_logs_are_cleaned_or_only_looked_at(edge: Edge, tmp_path: Path) -> None:
+    (tmp_path / "fastapi.log.1").write_text("old\n")
+    nothing = {"kept": [], "problems": []}
+    would = {"edge": {"removed": ["fastapi.log.1"], "freed_bytes": 4, **nothing}}
+    looked = (await edge.http.post("/admin/clean-logs?days=0&dry_run=true")).json()
+    assert looked == {"status": "ok", "dry_run": True, "services": would, "freed_bytes": 4}
+    assert (tmp_path / "fastapi.log.1").exists()
+    assert (await edge.http.post("/admin/clean-logs?days=0")).json() == looked | {"dry_run": False}
+    assert not (tmp_path / "fastapi.log.1").exists()
 
 
 async def test_adapters_answer_as_vllms_own_endpoints(edge: Edge) -> None:

@@ -11,7 +11,7 @@ import pytest
 from scripts.supervisor_config import edge_url, engine_environments, environment_python, programs, render
 from supervisor.options import ServerOptions
 
-from vllm_proxy.common.maintenance import LogFolder
+from vllm_proxy.common.log_folder import LogFolder
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings, load_settings
 from vllm_proxy.edge.config import EdgeConfig
 

@@ -56,11 +56,18 @@ def admin_router(
         return {"status": "ok", "keys": answer.keys, "problems": list(answer.problems)}
 
     @router.post("/clean-logs", summary="Removes rotated log files of all services")
-    async def clean_logs(request: Request, days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7) -> dict[str, Any]:
-        async with audit.action(request, "logs.clean", f"older than {days} days"):
-            rows = await logs.clean(days)
+    async def clean_logs(
+        request: Request,
+        days: Annotated[int, Query(ge=0, le=MAX_DAYS)] = 7,
+        dry_run: Annotated[bool, Query(description="Whether to remove nothing and say what would be.")] = False,
+    ) -> dict[str, Any]:
+        if dry_run:
+            rows = await logs.clean(days, True)
+        else:
+            async with audit.action(request, "logs.clean", f"older than {days} days"):
+                rows = await logs.clean(days, False)
         freed = sum(row.get("freed_bytes", 0) for row in rows.values())
-        return {"status": "ok", "services": rows, "freed_bytes": freed}
+        return {"status": "ok", "dry_run": dry_run, "services": rows, "freed_bytes": freed}
 
     @router.get("/log-stats", summary="Sizes of the log files of all services")
     async def log_stats() -> dict[str, Any]:

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*vllm_proxy/api/common/v1/maintenance.proto\x12\x18vllm_proxy.api.common.v1\"\x14\n\x12GetLogStatsRequest\"\\\n\x13GetLogStatsResponse\x12\x30\n\x05\x66iles\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"R\n\x07LogFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rmodified_at_s\x18\x03 \x01(\x03\x12\x0e\n\x06in_use\x18\x04 \x01(\x08\"<\n\x10\x43leanLogsRequest\x12\x17\n\x0folder_than_days\x18\x01 \x01(\r\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\\\n\x11\x43leanLogsResponse\x12\x32\n\x07removed\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\"\x1b\n\x19GetEffectiveConfigRequest\"8\n\x1aGetEffectiveConfigResponse\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x13\n\x11GetMetricsRequest\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\"\x0f\n\rReloadRequest\"\x85\x01\n\x0eReloadResponse\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x03(\t\x12?\n\rneeds_restart\x18\x03 \x03(\x0b\x32(.vllm_proxy.api.common.v1.PendingRestart\x12\x10\n\x08problems\x18\x04 \x03(\t\"2\n\x0ePendingRestart\x12\x0f\n\x07setting\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"G\n\x12SetLogLevelRequest\x12\x31\n\x05level\x18\x01 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel\"~\n\x13SetLogLevelResponse\x12\x31\n\x05level\x18\x01 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel\x12\x34\n\x08previous\x18\x02 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel\"\x10\n\x0eGetInfoRequest\"\xb1\x01\n\x0fGetInfoResponse\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x11\n\thost_name\x18\x04 \x01(\t\x12\x15\n\rstarted_at_ms\x18\x05 \x01(\x03\x12\x0e\n\x06now_ms\x18\x06 \x01(\x03\x12\x35\n\tlog_level\x18\x07 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel*z\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x32\xf9\x05\n\x12MaintenanceService\x12j\n\x0bGetLogStats\x12,.vllm_proxy.api.common.v1.GetLogStatsRequest\x1a-.vllm_proxy.api.common.v1.GetLogStatsResponse\x12\x64\n\tCleanLogs\x12*.vllm_proxy.api.common.v1.CleanLogsRequest\x1a+.vllm_proxy.api.common.v1.CleanLogsResponse\x12\x7f\n\x12GetEffectiveConfig\x12\x33.vllm_proxy.api.common.v1.GetEffectiveConfigRequest\x1a\x34.vllm_proxy.api.common.v1.GetEffectiveConfigResponse\x12g\n\nGetMetrics\x12+.vllm_proxy.api.common.v1.GetMetricsRequest\x1a,.vllm_proxy.api.common.v1.GetMetricsResponse\x12[\n\x06Reload\x12\'.vllm_proxy.api.common.v1.ReloadRequest\x1a(.vllm_proxy.api.common.v1.ReloadResponse\x12j\n\x0bSetLogLevel\x12,.vllm_proxy.api.common.v1.SetLogLevelRequest\x1a-.vllm_proxy.api.common.v1.SetLogLevelResponse\x12^\n\x07GetInfo\x12(.vllm_proxy.api.common.v1.GetInfoRequest\x1a).vllm_proxy.api.common.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*vllm_proxy/api/common/v1/maintenance.proto\x12\x18vllm_proxy.api.common.v1\"\x14\n\x12GetLogStatsRequest\"\\\n\x13GetLogStatsResponse\x12\x30\n\x05\x66iles\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"R\n\x07LogFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rmodified_at_s\x18\x03 \x01(\x03\x12\x0e\n\x06in_use\x18\x04 \x01(\x08\"<\n\x10\x43leanLogsRequest\x12\x17\n\x0folder_than_days\x18\x01 \x01(\r\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x9f\x01\n\x11\x43leanLogsResponse\x12\x32\n\x07removed\x18\x01 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12/\n\x04kept\x18\x03 \x03(\x0b\x32!.vllm_proxy.api.common.v1.LogFile\x12\x10\n\x08problems\x18\x04 \x03(\t\"\x1b\n\x19GetEffectiveConfigRequest\"8\n\x1aGetEffectiveConfigResponse\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x13\n\x11GetMetricsRequest\"\"\n\x12GetMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\x0c\"\x0f\n\rReloadRequest\"\x85\x01\n\x0eReloadResponse\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x03(\t\x12?\n\rneeds_restart\x18\x03 \x03(\x0b\x32(.vllm_proxy.api.common.v1.PendingRestart\x12\x10\n\x08problems\x18\x04 \x03(\t\"2\n\x0ePendingRestart\x12\x0f\n\x07setting\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"G\n\x12SetLogLevelRequest\x12\x31\n\x05level\x18\x01 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel\"~\n\x13SetLogLevelResponse\x12\x31\n\x05level\x18\x01 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel\x12\x34\n\x08previous\x18\x02 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel\"\x10\n\x0eGetInfoRequest\"\xb1\x01\n\x0fGetInfoResponse\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x11\n\thost_name\x18\x04 \x01(\t\x12\x15\n\rstarted_at_ms\x18\x05 \x01(\x03\x12\x0e\n\x06now_ms\x18\x06 \x01(\x03\x12\x35\n\tlog_level\x18\x07 \x01(\x0e\x32\".vllm_proxy.api.common.v1.LogLevel*z\n\x08LogLevel\x12\x19\n\x15LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fLOG_LEVEL_DEBUG\x10\x01\x12\x12\n\x0eLOG_LEVEL_INFO\x10\x02\x12\x15\n\x11LOG_LEVEL_WARNING\x10\x03\x12\x13\n\x0fLOG_LEVEL_ERROR\x10\x04\x32\xf9\x05\n\x12MaintenanceService\x12j\n\x0bGetLogStats\x12,.vllm_proxy.api.common.v1.GetLogStatsRequest\x1a-.vllm_proxy.api.common.v1.GetLogStatsResponse\x12\x64\n\tCleanLogs\x12*.vllm_proxy.api.common.v1.CleanLogsRequest\x1a+.vllm_proxy.api.common.v1.CleanLogsResponse\x12\x7f\n\x12GetEffectiveConfig\x12\x33.vllm_proxy.api.common.v1.GetEffectiveConfigRequest\x1a\x34.vllm_proxy.api.common.v1.GetEffectiveConfigResponse\x12g\n\nGetMetrics\x12+.vllm_proxy.api.common.v1.GetMetricsRequest\x1a,.vllm_proxy.api.common.v1.GetMetricsResponse\x12[\n\x06Reload\x12\'.vllm_proxy.api.common.v1.ReloadRequest\x1a(.vllm_proxy.api.common.v1.ReloadResponse\x12j\n\x0bSetLogLevel\x12,.vllm_proxy.api.common.v1.SetLogLevelRequest\x1a-.vllm_proxy.api.common.v1.SetLogLevelResponse\x12^\n\x07GetInfo\x12(.vllm_proxy.api.common.v1.GetInfoRequest\x1a).vllm_proxy.api.common.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vllm_proxy.api.common.v1.maintenance_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOGLEVEL']._serialized_start=1176
-  _globals['_LOGLEVEL']._serialized_end=1298
+  _globals['_LOGLEVEL']._serialized_start=1244
+  _globals['_LOGLEVEL']._serialized_end=1366
   _globals['_GETLOGSTATSREQUEST']._serialized_start=72
   _globals['_GETLOGSTATSREQUEST']._serialized_end=92
   _globals['_GETLOGSTATSRESPONSE']._serialized_start=94
@@ -41,30 +41,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGFILE']._serialized_end=270
   _globals['_CLEANLOGSREQUEST']._serialized_start=272
   _globals['_CLEANLOGSREQUEST']._serialized_end=332
-  _globals['_CLEANLOGSRESPONSE']._serialized_start=334
-  _globals['_CLEANLOGSRESPONSE']._serialized_end=426
-  _globals['_GETEFFECTIVECONFIGREQUEST']._serialized_start=428
-  _globals['_GETEFFECTIVECONFIGREQUEST']._serialized_end=455
-  _globals['_GETEFFECTIVECONFIGRESPONSE']._serialized_start=457
-  _globals['_GETEFFECTIVECONFIGRESPONSE']._serialized_end=513
-  _globals['_GETMETRICSREQUEST']._serialized_start=515
-  _globals['_GETMETRICSREQUEST']._serialized_end=534
-  _globals['_GETMETRICSRESPONSE']._serialized_start=536
-  _globals['_GETMETRICSRESPONSE']._serialized_end=570
-  _globals['_RELOADREQUEST']._serialized_start=572
-  _globals['_RELOADREQUEST']._serialized_end=587
-  _globals['_RELOADRESPONSE']._serialized_start=590
-  _globals['_RELOADRESPONSE']._serialized_end=723
-  _globals['_PENDINGRESTART']._serialized_start=725
-  _globals['_PENDINGRESTART']._serialized_end=775
-  _globals['_SETLOGLEVELREQUEST']._serialized_start=777
-  _globals['_SETLOGLEVELREQUEST']._serialized_end=848
-  _globals['_SETLOGLEVELRESPONSE']._serialized_start=850
-  _globals['_SETLOGLEVELRESPONSE']._serialized_end=976
-  _globals['_GETINFOREQUEST']._serialized_start=978
-  _globals['_GETINFOREQUEST']._serialized_end=994
-  _globals['_GETINFORESPONSE']._serialized_start=997
-  _globals['_GETINFORESPONSE']._serialized_end=1174
-  _globals['_MAINTENANCESERVICE']._serialized_start=1301
-  _globals['_MAINTENANCESERVICE']._serialized_end=2062
+  _globals['_CLEANLOGSRESPONSE']._serialized_start=335
+  _globals['_CLEANLOGSRESPONSE']._serialized_end=494
+  _globals['_GETEFFECTIVECONFIGREQUEST']._serialized_start=496
+  _globals['_GETEFFECTIVECONFIGREQUEST']._serialized_end=523
+  _globals['_GETEFFECTIVECONFIGRESPONSE']._serialized_start=525
+  _globals['_GETEFFECTIVECONFIGRESPONSE']._serialized_end=581
+  _globals['_GETMETRICSREQUEST']._serialized_start=583
+  _globals['_GETMETRICSREQUEST']._serialized_end=602
+  _globals['_GETMETRICSRESPONSE']._serialized_start=604
+  _globals['_GETMETRICSRESPONSE']._serialized_end=638
+  _globals['_RELOADREQUEST']._serialized_start=640
+  _globals['_RELOADREQUEST']._serialized_end=655
+  _globals['_RELOADRESPONSE']._serialized_start=658
+  _globals['_RELOADRESPONSE']._serialized_end=791
+  _globals['_PENDINGRESTART']._serialized_start=793
+  _globals['_PENDINGRESTART']._serialized_end=843
+  _globals['_SETLOGLEVELREQUEST']._serialized_start=845
+  _globals['_SETLOGLEVELREQUEST']._serialized_end=916
+  _globals['_SETLOGLEVELRESPONSE']._serialized_start=918
+  _globals['_SETLOGLEVELRESPONSE']._serialized_end=1044
+  _globals['_GETINFOREQUEST']._serialized_start=1046
+  _globals['_GETINFOREQUEST']._serialized_end=1062
+  _globals['_GETINFORESPONSE']._serialized_start=1065
+  _globals['_GETINFORESPONSE']._serialized_end=1242
+  _globals['_MAINTENANCESERVICE']._serialized_start=1369
+  _globals['_MAINTENANCESERVICE']._serialized_end=2130
 # @@protoc_insertion_point(module_scope)

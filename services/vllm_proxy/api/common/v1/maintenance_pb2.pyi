@@ -53,12 +53,16 @@ class CleanLogsRequest(_message.Message):
     def __init__(self, older_than_days: _Optional[int] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class CleanLogsResponse(_message.Message):
-    __slots__ = ("removed", "freed_bytes")
+    __slots__ = ("removed", "freed_bytes", "kept", "problems")
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     removed: _containers.RepeatedCompositeFieldContainer[LogFile]
     freed_bytes: int
-    def __init__(self, removed: _Optional[_Iterable[_Union[LogFile, _Mapping]]] = ..., freed_bytes: _Optional[int] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[LogFile]
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, removed: _Optional[_Iterable[_Union[LogFile, _Mapping]]] = ..., freed_bytes: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[LogFile, _Mapping]]] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetEffectiveConfigRequest(_message.Message):
     __slots__ = ()

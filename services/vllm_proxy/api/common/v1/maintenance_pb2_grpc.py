@@ -84,7 +84,7 @@ class MaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CleanLogs(self, request, context):
-        """Removes rotated log files that are older than a number of days. Files still in use are kept.
+        """Removes rotated log files that are older than a number of days. A file that any process has open is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
