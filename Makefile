@@ -83,7 +83,7 @@ test: ## Everything that needs no GPU: make check, then integration tests and th
 	@scripts/phase.sh "parity with vLLM's own server" $(GATEWAY) -m pytest -q tests/parity
 
 parity: demo-lora ## Compares the gateway with vLLM's own server, answer by answer
-	@scripts/install.sh dev
+	@scripts/install.sh dev clients
 	@scripts/phase.sh "parity with vLLM's own server" $(GATEWAY) -m pytest -q tests/parity
 
 format: ## Formats and fixes what ruff can
