@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from tests.support.cluster import ALICE, DISABLED, ApiKey, Cluster
+from tests.support.cluster import ADMIN, ALICE, DISABLED, ApiKey, Cluster
 from tests.support.wait import eventually
 
 MESSAGES = [{"role": "user", "content": "Say something."}]
@@ -109,6 +109,22 @@ async def test_over_the_limit(cluster: Cluster, client: openai.AsyncOpenAI) -> N
         assert (await patient.chat.completions.create(model="sim", messages=MESSAGES)).choices
     finally:
         cluster.write_config({"rate_limit": {"concurrent": None}})
+
+
+async def test_a_spent_quota_is_not_asked_again(cluster: Cluster) -> None:
+    key = (await cluster.client(ADMIN).request("POST", "/admin/keys", {"user": "spent", "quota": 0})).json()["key"]
+    asked = []
+
+    async def count(request: object) -> None:
+        asked.append(request)
+
+    http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [count]})
+    async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key=key, max_retries=3, http_client=http) as poor:
+        with pytest.raises(openai.RateLimitError) as caught:
+            await poor.chat.completions.create(model="sim", messages=MESSAGES)
+    assert caught.value.code == "quota"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert len(asked) == 1
 
 
 def test_the_blocking_client(cluster: Cluster) -> None:

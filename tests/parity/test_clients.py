@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any, Literal
 
 import anthropic
 import openai
+import pydantic
 import pytest
 from tests.parity.corpus import BASE, MESSAGES, PROMPT, QUESTION
 from tests.support.cluster import ADMIN, ALICE, BOB, ApiKey, Cluster
@@ -13,6 +15,13 @@ from tests.support.http_client import Client
 
 #: Anthropic's client has no parameter for it any more.
 GREEDY = {"temperature": 0}
+
+
+class Light(pydantic.BaseModel):
+    state: Literal["on", "off"]
+
+
+LIGHT = openai.pydantic_function_tool(Light, name="switch_light", description="Switches the light.")
 
 
 def openai_client(gateway: Cluster, key: ApiKey = ALICE) -> openai.AsyncOpenAI:
@@ -70,6 +79,68 @@ async def test_a_stored_response_is_its_keys_alone(gateway: Cluster, client: ope
     assert (await client.responses.retrieve(made.id)).output_text == made.output_text
 
 
+async def test_a_tool(client: openai.AsyncOpenAI) -> None:
+    asked: Any = {"model": BASE, "messages": QUESTION, "tools": [LIGHT], "temperature": 0, "max_tokens": 64}
+    for choice in ({"type": "function", "function": {"name": "switch_light"}}, "required"):
+        answer = await client.chat.completions.create(**asked, tool_choice=choice)
+        (call,) = answer.choices[0].message.tool_calls or ()
+        assert call.type == "function" and call.function.name == "switch_light"
+        async with client.chat.completions.stream(**asked, tool_choice=choice) as stream:
+            kinds = {event.type async for event in stream}
+            streamed = (await stream.get_final_completion()).choices[0].message.tool_calls
+        assert "tool_calls.function.arguments.delta" in kinds
+        assert [one.function.arguments for one in streamed or ()] == [call.function.arguments]
+        assert Light.model_validate_json(call.function.arguments)
+
+
+async def test_structured_output(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.parse(
+        model=BASE, messages=QUESTION, response_format=Light, temperature=0, max_tokens=64
+    )
+    assert isinstance(answer.choices[0].message.parsed, Light)
+    made = await client.responses.parse(
+        model=BASE, input="Hello", text_format=Light, temperature=0, max_output_tokens=64
+    )
+    assert isinstance(made.output_parsed, Light)
+
+
+async def test_log_probabilities(client: openai.AsyncOpenAI) -> None:
+    chat = await client.chat.completions.create(
+        model=BASE, messages=QUESTION, max_tokens=2, temperature=0, logprobs=True, top_logprobs=2
+    )
+    assert chat.choices[0].logprobs is not None
+    tokens = chat.choices[0].logprobs.content or []
+    assert [len(token.top_logprobs) for token in tokens] == [2, 2]
+    assert tokens[0].token == tokens[0].top_logprobs[0].token
+    text = await client.completions.create(
+        model=BASE, prompt=PROMPT, max_tokens=2, temperature=0, logprobs=1, echo=True
+    )
+    assert text.choices[0].text.startswith(PROMPT) and text.choices[0].logprobs is not None
+    assert len(text.choices[0].logprobs.tokens or ()) > 2
+
+
+async def test_the_raw_response(client: openai.AsyncOpenAI) -> None:
+    asked: Any = {"model": BASE, "messages": QUESTION, "max_tokens": 2, "extra_headers": {"x-request-id": "from-sdk"}}
+    raw = await client.chat.completions.with_raw_response.create(**asked)
+    assert raw.headers["x-request-id"] == raw.parse()._request_id == "from-sdk"
+    async with client.chat.completions.with_streaming_response.create(**asked, stream=True) as streaming:
+        assert streaming.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in streaming.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+
+
+async def test_a_time_out_ends_the_request_and_is_charged_for_what_was_made(
+    gateway: Cluster, client: openai.AsyncOpenAI
+) -> None:
+    before = await gateway.settled_usage()
+    with pytest.raises(openai.APITimeoutError):
+        await client.chat.completions.create(
+            model=BASE, messages=QUESTION, max_tokens=900, timeout=1, extra_body={"ignore_eos": True}
+        )
+    used = await gateway.settled_usage() - before
+    assert used.requests == 1 and 0 < used.completion_tokens < 900
+
+
 async def test_models(gateway: Cluster, client: openai.AsyncOpenAI) -> None:
     listed = {model.id: model.model_dump() async for model in client.models.list()}
     assert list(listed) == [BASE, "pirate", "robot"]
@@ -103,6 +174,22 @@ async def test_anthropics_messages(gateway: Cluster, claude: anthropic.AsyncAnth
     assert used.completion_tokens == answer.usage.output_tokens + whole.usage.output_tokens == 8
     counted = await claude.messages.count_tokens(model=BASE, messages=QUESTION)
     assert counted.input_tokens == answer.usage.input_tokens
+
+
+async def test_anthropics_tool(claude: anthropic.AsyncAnthropic) -> None:
+    tool: Any = {"name": "switch_light", "strict": True, "input_schema": Light.model_json_schema()}
+    async with claude.messages.stream(
+        model=BASE,
+        messages=QUESTION,
+        max_tokens=64,
+        tools=[tool],
+        tool_choice={"type": "tool", "name": "switch_light"},
+        extra_body=GREEDY,
+    ) as stream:
+        answer = await stream.get_final_message()
+    (block,) = [block for block in answer.content if block.type == "tool_use"]
+    assert answer.stop_reason == "tool_use" and block.name == "switch_light"
+    assert Light.model_validate(block.input)
 
 
 async def test_anthropics_errors(gateway: Cluster, claude: anthropic.AsyncAnthropic) -> None:

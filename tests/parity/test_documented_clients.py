@@ -18,6 +18,7 @@ from tests.support.process import CLIENTS_PYTHON, ENGINE_PYTHON
 
 PAGE = Path(__file__).parents[2] / "docs" / "CLIENTS.md"
 DEADLINE_S = 100
+NODE_MODULES = CLIENTS_PYTHON.parents[1] / "node" / "node_modules"
 #: The tool's call or what it returned, which the model cannot but write.
 CALLED = r'^switch_light\{\s*"state": *"(on|off)"\s*\}$'
 RETURNED = r"switch_light The light is (on|off)\."
@@ -78,9 +79,23 @@ async def test_python(gateway: Cluster, tmp_path: Path, section: str, python: Pa
 async def test_node(gateway: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "example.mjs"
     script.write_text(filled_in(examples("OpenAI, Node.js", "javascript"), gateway), encoding="utf-8")
-    (tmp_path / "node_modules").symlink_to(CLIENTS_PYTHON.parents[1] / "node" / "node_modules")
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     output = output_of((CLIENTS_PYTHON.with_name("node"), script), tmp_path)
     assert re.search(CALLED, output), output
+
+
+def test_nodes_client_over_its_whole_surface(gateway: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "surface.mjs"
+    script.write_text(Path(__file__).with_name("openai_surface.mjs").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    output = output_of(
+        (CLIENTS_PYTHON.with_name("node"), "--test", "--test-reporter=spec", script),
+        tmp_path,
+        EDGE_URL=gateway.url,
+        EDGE_KEY=ALICE.key,
+        MODEL=BASE,
+    )
+    assert "pass 13" in output, output
 
 
 async def test_the_llm_command(gateway: Cluster, tmp_path: Path) -> None:
