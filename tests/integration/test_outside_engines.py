@@ -145,6 +145,8 @@ class TestCli:
         return start_cluster(
             {
                 **BASE_CONFIG,
+                # No engine is back so soon: what it fails stays failed.
+                "edge": {"retry_wait_s": 0.1},
                 "engine_hosts": {"vllm": {"engine": "vllm"}},
                 "vllm_port": free_port(),
                 "vllm": {
@@ -196,6 +198,11 @@ class TestCli:
             used = await cluster.settled_usage() - before
             assert seen <= used.completion_tokens <= seen + IN_TRANSIT_TOKENS
             assert (await cluster.settled_usage(BOB.user)).running == 0
+
+        def told() -> bool:
+            return cluster.control.serving_hosts() == set()
+
+        await eventually(told, "the host out of the table")
         await eventually(lambda: cluster.control.serving_hosts() == {"vllm"}, "the host serving again", 20)
         assert (await alice.stream(max_tokens=3)).done
         assert (cluster.host.pid, engine_of(cluster).is_alive) == (host, True)
@@ -265,7 +272,7 @@ class TestAttached:
         return start_cluster(
             {
                 **BASE_CONFIG,
-                "edge": {"capacity_wait_s": 1},
+                "edge": {"capacity_wait_s": 1, "retry_wait_s": 15},
                 "engine_hosts": {
                     "vllm": {"engine": "vllm", "launch_mode": "attached", "url": f"http://127.0.0.1:{engine.port}"},
                     "second": {"engine": "vllm", "launch_mode": "cli", "port": free_port()},
@@ -302,6 +309,18 @@ class TestAttached:
         await eventually(lambda: engine.metric("vllm:num_requests_running") == 0, "the engine free", 2)
         used = await cluster.settled_usage() - before
         assert 10 <= used.completion_tokens < 100_000
+
+    async def test_requests_that_meet_a_restart_of_the_engine_are_served_by_the_new_one(
+        self, cluster: Cluster, engine: OthersEngine
+    ) -> None:
+        alice = cluster.client()
+        asked = [asyncio.create_task(alice.chat(max_tokens=200)) for _ in range(10)]
+        await eventually(lambda: engine.metric("vllm:num_requests_running") == 10, "the engine busy")
+        engine.kill()
+        await asyncio.to_thread(engine.start)
+        answers = await asyncio.gather(*asked)
+        assert [answer.status for answer in answers] == [200] * 10, [answer.body for answer in answers]
+        await eventually(lambda: cluster.control.serving_hosts() == {"vllm", "second"}, "the host serving again", 10)
 
     async def test_a_slow_client_holds_back_its_own_stream_only(self, cluster: Cluster, engine: OthersEngine) -> None:
         slow = await cluster.client().open_stream(max_tokens=100_000, receive_buffer_bytes=4096)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,59 @@ def test_what_a_killed_supervisor_left_is_found(installation: Installation):
     os.kill(installation.pids()["supervisord"], signal.SIGKILL)
     assert installation.control("stop").returncode == 0
     assert installation.processes() == []
+
+
+def test_after_everything_died_at_once_a_start_serves_again(installation: Installation):
+    installation.control("start")
+    before = installation.pids()
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    started = installation.control("start")
+    assert started.returncode == 0, started.stderr
+    assert installation.health() == 200
+    assert installation.pids().keys() == before.keys()
+    assert not set(installation.pids().values()) & set(before.values())
+
+
+def test_stops_at_once_both_return_when_everything_is_down(installation: Installation):
+    installation.control("start")
+    stops = [subprocess.Popen(installation.command("stop"), cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
+    while stops:
+        ended = [stop for stop in stops if stop.poll() is not None]
+        left = installation.processes() if ended else []
+        assert left == [], "the first that returns says that all is down"
+        assert all(stop.returncode == 0 for stop in ended)
+        stops = [stop for stop in stops if stop not in ended]
+        time.sleep(0.02)
+
+
+def test_a_stop_in_the_middle_of_a_start_ends_both(installation: Installation):
+    start = subprocess.Popen(
+        installation.command("start"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: "router" in installation.pids(), "services being started", DEADLINE_S)
+    stopped = installation.control("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert installation.processes() == []
+    _, said = start.communicate(timeout=DEADLINE_S)
+    assert start.returncode == 1, said
+    assert installation.processes() == [], "the start has started nothing more"
+
+
+def test_pid_files_that_name_strangers_are_forgotten_and_nobody_is_killed(installation: Installation):
+    folder = installation.folder / ".pids"
+    folder.mkdir()
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        for service in ("supervisord", "auth", "edge-0"):
+            (folder / f"{service}.pid").write_text(f"{stranger.pid}\n")
+        (folder / "router.pid").write_text("no number\n")
+        assert installation.control("stop").returncode == 0
+        assert installation.pids() == {}
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_a_run_in_the_foreground_shows_the_logs_and_ends_with_a_stop_from_elsewhere(installation: Installation):

@@ -102,6 +102,7 @@ class Exchange:
         "_consumed",
         "_context",
         "_end_deadline",
+        "_engine",
         "_failures",
         "_first_byte_at",
         "_grant_at",
@@ -148,8 +149,9 @@ class Exchange:
         self._failures = 0
         #: Streams whose end must be acknowledged after the settlement.
         self._attempts: list[tuple[HostSession, int]] = []
-        #: Host name -> incarnation of the hosts that failed this request.
-        self._tried: dict[str, str] = {}
+        #: Host name -> the engine that failed this request.
+        self._tried: dict[str, tuple[str, int]] = {}
+        self._engine = ("", 0)
         self._last_error: ServiceError | None = None
         self._waiting: asyncio.Task[None] | None = None
         #: Held until the first byte: up to then another host may serve the request.
@@ -358,13 +360,14 @@ class Exchange:
         if session is None:
             session = hosts.pick(self._request.model, self._tried)
         if session is None and self._tried:
-            # The same host, if it is another process by now.
+            # The same host, if it or its engine is another process by now.
             session = hosts.pick(self._request.model)
-            if session is None or self._tried.get(session.name) == session.incarnation:
+            if session is None or self._tried.get(session.name) == hosts.engine_of(session):
                 return False
         if session is None:
             return False
         self._session = session
+        self._engine = hosts.engine_of(session)
         self._sent_at = self._context.clock()
         self._stream_id = session.start(self, self._http.body, self._context.config.response_window_bytes)
         return True
@@ -394,7 +397,7 @@ class Exchange:
         if (trace := self._request.trace) is not None:
             now, host = self._context.clock(), self._session.name
             trace.attempt_failed(self._request, host, self._attempt, self._sent_at, now, error.reason)
-        self._tried[self._session.name] = self._session.incarnation
+        self._tried[self._session.name] = self._engine
         self._head, self._tail = None, b""
         self._attempt += 1
         if not self._try_start():

@@ -65,6 +65,11 @@ class Hosts:
         """The host whose stored responses have this tag; None if it is away."""
         return next((s for name, s in self._sessions.items() if s.connected and host_tag(name) == tag), None)
 
+    def engine_of(self, session: HostSession) -> tuple[str, int]:
+        """Tells an engine that was started again from the one before, also if its host stayed."""
+        host = self.table.hosts.get(session.name)
+        return session.incarnation, host.engine_returns if host is not None else 0
+
     def base_of(self, model: str, host: str) -> str:
         """The base model behind a name; see RoutingTable."""
         return self.table.base_of(model, host)

@@ -70,6 +70,7 @@ class EngineHost:
         self._detail = "starting"
         self._stopping = False
         self._was_draining = False
+        self._engine_returns = 0
 
     # State.
 
@@ -122,6 +123,7 @@ class EngineHost:
 
     def engine_back(self) -> None:
         """Lets requests in again, unless the host had been drained before its engine went away."""
+        self._engine_returns += 1
         if self._was_draining:
             self.refuse_new()
         else:
@@ -277,4 +279,5 @@ class EngineHost:
             engine_version=self.engine.version if self._state in _RUNNING else "",
             last_seen_ms=int(time.time() * 1000),
             detail=self._detail,
+            engine_returns=self._engine_returns,
         )

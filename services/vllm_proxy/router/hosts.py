@@ -240,6 +240,7 @@ def _shape(report: pb.Host) -> tuple[object, ...]:
     """What makes a report news to an edge. Not the cards: vLLM stamps them anew each time it is asked."""
     return (
         report.incarnation,
+        report.engine_returns,
         report.address,
         report.engine,
         report.state,

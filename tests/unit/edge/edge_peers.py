@@ -96,7 +96,11 @@ class ScriptedHosts:
         self.table = RoutingTable()
         self.sessions = list(sessions)
         self.bases = {"m": "m"}
+        self.engine_returns = 0
         self._changed = asyncio.Event()
+
+    def engine_of(self, session: ScriptedSession) -> tuple[str, int]:
+        return session.incarnation, self.engine_returns
 
     def pick(self, model: str | None, exclude: Any = ()) -> ScriptedSession | None:
         return next((s for s in self.sessions if s.connected and s.name not in exclude), None)

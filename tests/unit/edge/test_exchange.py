@@ -194,6 +194,22 @@ async def test_another_process_of_a_host_that_stopped_is_waited_for() -> None:
     assert bench.client.body == EVENT
 
 
+async def test_same_host_serves_again_with_another_engine() -> None:
+    bench = Bench("a")
+    (session,) = bench.sessions
+    bench.exchange.begin()
+    bench.end(reason="ENGINE_FAILED", message="No.", outcome=auth_pb2.OUTCOME_FAILED, completion_tokens=0)
+    bench.hosts.changed()
+    await eventually(lambda: bench.tasks)
+    assert len(session.started) == 1
+    bench.hosts.engine_returns = 1
+    bench.hosts.changed()
+    await eventually(lambda: len(session.started) == 2)
+    bench.stream(EVENT)
+    bench.end()
+    assert bench.client.body == EVENT
+
+
 async def test_host_that_stops_and_no_other_in_time_is_503() -> None:
     bench = Bench("a", capacity_wait_s=0.001)
     bench.exchange.begin()

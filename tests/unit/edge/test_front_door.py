@@ -108,6 +108,9 @@ class FakeHosts:
     def pick(self, model: str | None, exclude: Any = ()) -> Any:
         return self.sessions["a"]
 
+    def engine_of(self, session: Any) -> tuple[str, int]:
+        return session.name, 0
+
     def base_of(self, model: str, host: str) -> str:
         return self.table.base_of(model, host)
 

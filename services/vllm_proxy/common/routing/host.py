@@ -19,6 +19,8 @@ class Host:
     address: str
     engine: str
     state: pb.HostState
+    #: How often its engine came back under the same incarnation.
+    engine_returns: int = 0
     #: Requests there that this process did not send, as far as the last heartbeat tells.
     others_in_flight: int = 0
     #: Requests that wait inside the engine: it is saturated.

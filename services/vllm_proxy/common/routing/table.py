@@ -126,7 +126,7 @@ class RoutingTable:
 
 
 def _host(report: pb.Host, local: int) -> Host:
-    host = Host(report.name, report.incarnation, report.address, report.engine, report.state)
+    host = Host(report.name, report.incarnation, report.address, report.engine, report.state, report.engine_returns)
     host.show_load(report.load, local)
     return host
 

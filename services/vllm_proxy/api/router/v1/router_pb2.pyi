@@ -63,7 +63,7 @@ class WatchTableResponse(_message.Message):
     def __init__(self, version: _Optional[int] = ..., hosts: _Optional[_Iterable[_Union[Host, _Mapping]]] = ..., policy: _Optional[str] = ..., model_backend_mapping: _Optional[_Mapping[str, str]] = ..., absent_models: _Optional[_Iterable[str]] = ..., loads_only: _Optional[bool] = ...) -> None: ...
 
 class Host(_message.Message):
-    __slots__ = ("name", "incarnation", "address", "engine", "state", "models", "load", "engine_version", "last_seen_ms", "detail")
+    __slots__ = ("name", "incarnation", "address", "engine", "state", "models", "load", "engine_version", "last_seen_ms", "detail", "engine_returns")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class Host(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_MS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_RETURNS_FIELD_NUMBER: _ClassVar[int]
     name: str
     incarnation: str
     address: str
@@ -84,7 +85,8 @@ class Host(_message.Message):
     engine_version: str
     last_seen_ms: int
     detail: str
-    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., state: _Optional[_Union[HostState, str]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., load: _Optional[_Union[HostLoad, _Mapping]] = ..., engine_version: _Optional[str] = ..., last_seen_ms: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    engine_returns: int
+    def __init__(self, name: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., engine: _Optional[str] = ..., state: _Optional[_Union[HostState, str]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., load: _Optional[_Union[HostLoad, _Mapping]] = ..., engine_version: _Optional[str] = ..., last_seen_ms: _Optional[int] = ..., detail: _Optional[str] = ..., engine_returns: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "base", "card_json", "digest", "origin", "path")
