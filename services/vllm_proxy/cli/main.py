@@ -18,6 +18,7 @@ import grpc.aio
 from vllm_proxy.cli import audit, config, keys, last_start, log_level, logs, lora, reload, status, top, usage
 from vllm_proxy.cli.command import Failed, NotAllServing
 from vllm_proxy.cli.connection import Connection
+from vllm_proxy.cli.doctor import command as doctor
 from vllm_proxy.cli.output import Output
 from vllm_proxy.cli.values import BadValue
 from vllm_proxy.common.errors import AuthUnavailable, InvalidRequest, RequestTimeout, RouterUnavailable, ServiceError
@@ -25,7 +26,7 @@ from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, enter_root, load_settings
 
 #: Each adds its commands to the parser.
-GROUPS = (status, top, logs, log_level, lora, keys, usage, audit, config, reload)
+GROUPS = (doctor, status, top, logs, log_level, lora, keys, usage, audit, config, reload)
 DONE, FAILED, WRONG, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 #: From an editable installation: the project's own configuration.
 _PROJECT_CONFIG = Path(__file__).resolve().parents[3] / "config" / "config.yaml"
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     output = Output(as_json=args.json)
     try:
+        if args.standalone is not None:
+            return int(args.standalone(args, args.config or _config(), output))
         return asyncio.run(_run(args, output))
     except (ConfigError, BadValue) as e:
         return _fail(output, str(e), WRONG)
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, help="configuration file (default: config/config.yaml here, else the project's)"
     )
-    parser.set_defaults(json=False, survives=False)
+    parser.set_defaults(json=False, survives=False, standalone=None)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for group in GROUPS:
         group.add_commands(commands)

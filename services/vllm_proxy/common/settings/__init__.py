@@ -8,7 +8,14 @@ from vllm_proxy.common.settings.engine_hosts import EngineHost, EngineHostSpec, 
 from vllm_proxy.common.settings.engines import EngineSection, Sglang, Sim, Vllm
 from vllm_proxy.common.settings.fields import EngineKind, LaunchMode, PriorityOrder
 from vllm_proxy.common.settings.limits import RateLimit, UserLimit
-from vllm_proxy.common.settings.load import ConfigError, LoadedSettings, enter_root, find_root, load_settings
+from vllm_proxy.common.settings.load import (
+    ConfigError,
+    LoadedSettings,
+    enter_root,
+    find_root,
+    load_settings,
+    read_settings,
+)
 from vllm_proxy.common.settings.lora import Lora, LoraPreload, RuntimeResolver, SglangLora, VllmLora
 from vllm_proxy.common.settings.schema import Settings
 from vllm_proxy.common.settings.services import Auth, Edge, Grpc, Logs, Nginx, Router
@@ -54,4 +61,5 @@ __all__ = [
     "enter_root",
     "find_root",
     "load_settings",
+    "read_settings",
 ]

@@ -42,6 +42,15 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
 
     Each override is `dotted.key=value` (the value in YAML) and wins over the file. Raises ConfigError.
     """
+    loaded, faults = read_settings(path, overrides)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return loaded
+
+
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedSettings, list[str]]:
+    """The same for who can do with settings that do not work together: what does not is the second value. Raises
+    ConfigError for a file whose single values are wrong."""
     path = path.resolve()
     try:
         text = path.read_text(encoding="utf-8")
@@ -67,9 +76,8 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> LoadedSettings:
     except ValidationError as e:
         raise ConfigError("\n".join(f"{path}: {fault_of(error, Settings)}" for error in e.errors())) from None
     root = find_root(path)
-    if faults := list(conflicts(settings, root)):
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    return LoadedSettings(settings, path, root, tuple(_warnings(data)), tuple(overrides))
+    faults = [f"{path}: {fault}" for fault in conflicts(settings, root)]
+    return LoadedSettings(settings, path, root, tuple(_warnings(data)), tuple(overrides)), faults
 
 
 def _override(data: dict[str, Any], override: str) -> None:
