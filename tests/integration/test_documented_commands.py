@@ -44,18 +44,18 @@ def commands(page: str) -> str:
     return "\n".join(_BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")))
 
 
-def test_keys_and_usage(cluster: Cluster, tmp_path: Path) -> None:
-    # Fails on an HTTP error, and of what a reader fills in it knows the values.
-    script = commands("KEYS_AND_USAGE.md")
+def run_on(cluster: Cluster, folder: Path, script: str, **variables: str) -> str:
+    """What a page's commands print, asked of the cluster. They are run in `folder` and fail on an HTTP error."""
     for written, meant in (
-        ("curl -s ", "curl -sS --fail-with-body "),
+        ("curl -s ", "curl "),
+        ("curl ", "curl -sS --fail-with-body "),
         ("http://localhost:8001", cluster.url),
+        ('"$PWD/scripts:$PATH"', f'"{folder}/bin:$PATH"'),
         ("sk-admin-...", ADMIN.key),
-        ('"$PWD/scripts:$PATH"', f'"{tmp_path}/bin:$PATH"'),
     ):
-        assert written in script
         script = script.replace(written, meant)
-    command = tmp_path / "bin" / "vllm-proxy"
+    assert script.count(cluster.url) and script.count(f"{folder}/bin")
+    command = folder / "bin" / "vllm-proxy"
     command.parent.mkdir()
     command.write_text(
         f'#!/bin/sh\nexec {sys.executable} -m vllm_proxy.cli --config {cluster.config_path} "$@"\n', encoding="utf-8"
@@ -63,16 +63,30 @@ def test_keys_and_usage(cluster: Cluster, tmp_path: Path) -> None:
     command.chmod(0o755)
     ended = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(SERVICES_ROOT)},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(SERVICES_ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
     )
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    return ended.stdout
+
+
+def test_keys_and_usage(cluster: Cluster, tmp_path: Path) -> None:
+    shown = run_on(cluster, tmp_path, commands("KEYS_AND_USAGE.md"))
     assert (tmp_path / "usage.csv").read_text().startswith("hour,key,requests,")
-    assert ended.stdout.count('"object"') >= 8
+    assert shown.count('"object"') >= 8
+
+
+def test_the_command_line(cluster: Cluster, tmp_path: Path) -> None:
+    write_adapter(cluster.root / "adapters" / "robot", base=MODEL)
+    # The simulated engine has a pirate already.
+    shown = run_on(cluster, tmp_path, commands("CLI.md").replace("pirate", "robot"), KEY=ADMIN.key)
+    assert "Unloaded robot from sim." in shown
+    assert re.search(r"^edge\S+ +DEBUG$", shown, re.MULTILINE)
+    assert re.search(r"^\S+Z edge +INFO +request (?!request_id).* status=200 ", shown, re.MULTILINE)
 
 
 def test_quick_start_and_adapters(own_site: Site) -> None:

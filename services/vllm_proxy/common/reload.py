@@ -113,7 +113,7 @@ class Reloader:
         root = logging.getLogger()
         before = logging.getLevelName(root.level)
         root.setLevel(level or self._level)
-        log.warning("log level changed", extra={"level": level or self._level, "before": before})
+        log.warning("log level changed", extra={"now": level or self._level, "before": before})
         return before
 
     async def close(self) -> None:
