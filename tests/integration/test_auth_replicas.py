@@ -69,6 +69,22 @@ async def test_the_other_replica_takes_over_under_streams(cluster: Cluster, kill
     assert cluster.control.open_leases() == []
 
 
+async def test_a_frozen_leader_is_left_for_the_other_replica(cluster: Cluster) -> None:
+    alice = cluster.client()
+    before = await cluster.settled_usage()
+    async with live_streams(alice, STREAMS, max_tokens=400) as streams:
+        frozen = leader(cluster)
+        frozen.pause()
+        assert (await alice.chat(max_tokens=3)).status == 200, "it waited for the new leader"
+        assert leader(cluster) is not frozen
+        outcomes = await asyncio.gather(*(stream.end() for stream in streams))
+        assert all(outcome.done for outcome in outcomes), "running streams do not notice"
+    frozen.kill()
+    await asyncio.to_thread(frozen.start)
+    used = await cluster.settled_usage() - before
+    assert (used.requests, used.completion_tokens) == (STREAMS + 1, STREAMS * 400 + 3)
+
+
 async def test_without_redis_nothing_new_is_admitted_and_what_runs_goes_on(cluster: Cluster, valkey: Valkey) -> None:
     alice = cluster.client()
     before = await cluster.settled_usage()

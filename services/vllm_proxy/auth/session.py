@@ -44,6 +44,7 @@ class Session:
         self._undurable = 0
         self._ready = asyncio.Event()
         self._drained = asyncio.Event()
+        self._pong = False
         self._ending = False
         self._reading: asyncio.Task[None] | None = None
 
@@ -97,6 +98,9 @@ class Session:
         admission, owner_id = self._admission, self._owner_id
         if self._trace is not None:
             self._trace.received(message)
+        if message.ping:
+            self._pong = True
+            self._ready.set()
         if message.renew_lease_ids:
             admission.book.renew(owner_id, message.renew_lease_ids)
         records: list[Record] = []
@@ -169,10 +173,11 @@ class Session:
     async def _write(self) -> None:
         await self._context.write(pb.SessionResponse(lease_ttl_ms=self._admission.lease_ttl_ms))
         while True:
-            while self._admits or self._settles:
+            while self._admits or self._settles or self._pong:
                 answers = pb.SessionResponse(
-                    admits=_pop(self._admits, _MAX_ANSWERS), settles=_pop(self._settles, _MAX_ANSWERS)
+                    admits=_pop(self._admits, _MAX_ANSWERS), settles=_pop(self._settles, _MAX_ANSWERS), pong=self._pong
                 )
+                self._pong = False
                 if self._trace is not None:
                     self._trace.answered(answers)
                 await self._context.write(answers)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import grpc.aio
 
@@ -31,6 +32,8 @@ MAX_BATCH_FRAMES = 2048
 #: about 100 MB, hours of an outage.
 MAX_UNSETTLED = 200_000
 RENEWALS_PER_TTL = 3
+#: So often a silent auth service is asked for a sign of life before it counts as frozen.
+PINGS_PER_SILENCE = 3
 #: A settlement waits so long for an admission to go with. The auth service reads settlements first, so the next
 #: request of the same client finds what this one freed.
 SETTLE_DELAY_S = 0.002
@@ -79,12 +82,25 @@ class _Waiting:
 class AuthClient:
     """This worker's `AuthService.Session`. Runs in `run`, which never returns."""
 
-    def __init__(self, channel: grpc.aio.Channel, owner_id: str, settings: Grpc, admission_timeout_s: float) -> None:
-        stub = auth_pb2_grpc.AuthServiceStub(channel)
+    def __init__(
+        self,
+        dial: Callable[[], grpc.aio.Channel],
+        owner_id: str,
+        settings: Grpc,
+        admission_timeout_s: float,
+        silence_timeout_s: float = 60.0,
+    ) -> None:
+        """`dial` makes a channel, which `run` closes: another one for each auth service that has fallen silent, as its
+        connection is as good as ever."""
+        self._dial = dial
+        self._channel = dial()
         self._owner_id = owner_id
+        self.silence_timeout_s = silence_timeout_s
+        self._heard = False
+        self._pings = False
         #: Of requests that ask from now on.
         self.timeout_s = admission_timeout_s
-        self._link = SessionLink("auth", lambda: stub.Session(wait_for_ready=True), self, settings)
+        self._link = SessionLink("auth", self._open_session, self, settings)
         self._seq = 0
         self._admits: dict[int, _Waiting] = {}
         self._admit_outbox: deque[int] = deque()
@@ -109,9 +125,13 @@ class AuthClient:
         return len(self._settles)
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._link.run(), name="auth-session")
-            tasks.create_task(self._renew(), name="auth-renewals")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._link.run(), name="auth-session")
+                tasks.create_task(self._renew(), name="auth-renewals")
+                tasks.create_task(self._listen(), name="auth-silence")
+        finally:
+            await self._channel.close()
 
     def ask(self, request: pb.AdmitRequest, answered: Answered) -> int:
         """Asks whether a request may go ahead; an outage is waited through. `answered` is called once, unless
@@ -229,10 +249,14 @@ class AuthClient:
             batch.cancel_admit_seqs.extend(seq for seq in self._cancels if seq in self._orphans)
             self._cancels.clear()
         batch.renew_lease_ids.extend(islice(self._renewals, MAX_BATCH_FRAMES))
+        if self._pings:
+            batch.ping, self._pings = True, False
+            return batch
         is_empty = not (batch.settles or batch.admits or batch.renew_lease_ids or batch.cancel_admit_seqs)
         return None if is_empty else batch
 
     def received(self, message: pb.SessionResponse) -> None:
+        self._heard = True
         if message.lease_ttl_ms:
             self._lease_ttl_s = message.lease_ttl_ms / 1000
         for answer in message.admits:
@@ -260,6 +284,26 @@ class AuthClient:
     def _settle_unwanted(self, answer: pb.AdmitResponse | ServiceError, model: str) -> None:
         if not isinstance(answer, ServiceError) and answer.lease_id:
             self.settle(Settlement(answer.lease_id, 1, pb.OUTCOME_NOT_SENT, model))
+
+    def _open_session(self) -> Any:
+        return auth_pb2_grpc.AuthServiceStub(self._channel).Session(wait_for_ready=True)
+
+    async def _listen(self) -> None:
+        """Looks for another replica when nothing is heard: a frozen one keeps its connections. Also while one is looked
+        for, as it may have frozen in the middle of the connection's start."""
+        missed = 0
+        while True:
+            await asyncio.sleep(self.silence_timeout_s / PINGS_PER_SILENCE)
+            missed = 0 if self._heard else missed + 1
+            self._heard = False
+            if missed >= PINGS_PER_SILENCE:
+                missed = 0
+                silent, self._channel = self._channel, self._dial()
+                self._link.give_up()
+                await silent.close()
+            elif self.connected:
+                self._pings = True
+                self._link.wake()
 
     async def _renew(self) -> None:
         """Keeps the running leases alive."""

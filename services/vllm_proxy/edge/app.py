@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 
 import grpc.aio
 
@@ -77,7 +78,13 @@ async def serve(
 
         hosts = Hosts(edge_id, config.grpc)
         stack.push_async_callback(hosts.close)
-        auth = AuthClient(auth_channel, edge_id, config.grpc, config.admission_timeout_s)
+        auth = AuthClient(
+            partial(open_channel, config.auth_address, config.grpc),
+            edge_id,
+            config.grpc,
+            config.admission_timeout_s,
+            config.auth_silence_timeout_s,
+        )
         watch = TableWatch(router_channel, edge_id, config.grpc, hosts.apply)
         context = ExchangeContext(
             config=config,
@@ -136,6 +143,7 @@ async def serve(
                 # Those that were built with it keep the lengths of buffers.
                 context.config = dataclasses.replace(changed, max_buffered_bytes=config.max_buffered_bytes)
                 auth.timeout_s = changed.admission_timeout_s
+                auth.silence_timeout_s = changed.auth_silence_timeout_s
                 server.limits = _http_limits(context.config)
                 endpoint.follow_config()
 

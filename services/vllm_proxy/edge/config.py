@@ -28,6 +28,7 @@ class EdgeConfig:
     client_stall_timeout_s: float
     response_window_bytes: int
     admission_timeout_s: float
+    auth_silence_timeout_s: float
     capacity_wait_s: float
     retry_wait_s: float
     drain_timeout_s: float
@@ -71,6 +72,7 @@ class EdgeConfig:
             client_stall_timeout_s=edge.client_stall_timeout_s,
             response_window_bytes=edge.response_window_bytes,
             admission_timeout_s=edge.admission_timeout_s,
+            auth_silence_timeout_s=edge.auth_silence_timeout_s,
             capacity_wait_s=edge.capacity_wait_s,
             retry_wait_s=edge.retry_wait_s,
             drain_timeout_s=edge.drain_timeout_s,

@@ -52,11 +52,19 @@ class SessionLink:
         #: True from the peer's first message until the stream breaks.
         self.connected = False
         self._finishing = False
+        self._call: Any = None
+        self._given_up = False
 
     def wake_within(self, delay_s: float) -> None:
         """Like `wake`, for what nobody waits for: it goes with the next message, or alone after `delay_s`."""
         if self._later is None and not self._ready.is_set():
             self._later = asyncio.get_running_loop().call_later(delay_s, self._wake_now)
+
+    def give_up(self) -> None:
+        """Ends the stream, if there is one, as if it had broken."""
+        if self._call is not None:
+            self._given_up = True
+            self._call.cancel()
 
     def finish(self) -> None:
         """Sends what is ready, then ends the stream in good order."""
@@ -80,8 +88,8 @@ class SessionLink:
 
     async def _session(self) -> bool:
         """One stream from its start to its end. Returns whether the peer ever answered."""
-        call = self._open_call()
-        answered = False
+        self._call = call = self._open_call()
+        self._given_up = answered = False
         detail = "closed by the peer"
         writer = asyncio.create_task(self._write(call), name=f"{self._name}-writer")
         try:
@@ -92,11 +100,17 @@ class SessionLink:
                 self._peer.received(message)
         except grpc.aio.AioRpcError as e:
             detail = f"{e.code().name}: {e.details()}"
+        except asyncio.CancelledError:
+            # Raised by the call; unless it is this task that somebody cancels.
+            if not self._given_up or (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            detail = "given up: the peer is silent"
         except Exception:
             detail = "a message could not be used"
             log.exception("session failed", extra={"peer": self._name})
         finally:
             self.connected = False
+            self._call = None
             call.cancel()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)

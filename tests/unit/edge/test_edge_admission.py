@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc.aio
 import pytest
@@ -28,15 +29,14 @@ def settlement(lease_id: str = "l1") -> Settlement:
 
 
 @asynccontextmanager
-async def client_and_peer(timeout_s: float = 5) -> AsyncIterator[tuple[AuthClient, AuthPeer]]:
+async def client_and_peer(timeout_s: float = 5, silence_s: float = 60) -> AsyncIterator[tuple[AuthClient, AuthPeer]]:
     peer = AuthPeer()
     server = grpc.aio.server()
     auth_pb2_grpc.add_AuthServiceServicer_to_server(peer, server)
     with socket_address() as address:
         server.add_insecure_port(address)
         await server.start()
-        channel = open_channel(address, QUICK)
-        client = AuthClient(channel, "edge-1", QUICK, timeout_s)
+        client = AuthClient(partial(open_channel, address, QUICK), "edge-1", QUICK, timeout_s, silence_s)
         running = asyncio.create_task(client.run())
         try:
             await eventually(lambda: client.connected)
@@ -44,7 +44,6 @@ async def client_and_peer(timeout_s: float = 5) -> AsyncIterator[tuple[AuthClien
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            await channel.close()
             await server.stop(None)
 
 
@@ -99,6 +98,26 @@ async def test_admission_waits_through_an_outage() -> None:
         assert (await asking).lease_id == "l2"
 
 
+async def test_auth_service_that_is_silent_is_left_for_one_that_answers() -> None:
+    async with client_and_peer(silence_s=0.06) as (client, peer):
+        asking = asyncio.create_task(client.admit(ask()))
+        # The scripted peer answers no ping.
+        await eventually(lambda: peer.sessions == 2 and len(peer.admits) == 2)
+        assert any(message.ping for message in peer.read)
+        await peer.answer(admits=[auth_pb2.AdmitResponse(seq=peer.admits[1].seq, admitted=True, lease_id="l2")])
+        assert (await asking).lease_id == "l2"
+
+
+async def test_auth_service_that_answers_pings_may_take_its_time() -> None:
+    async with client_and_peer(silence_s=0.3) as (client, peer):
+        asking = asyncio.create_task(client.admit(ask()))
+        for count in range(1, 7):
+            await eventually(lambda count=count: sum(message.ping for message in peer.read) >= count)
+            await peer.answer(pong=True)
+        assert peer.sessions == 1
+        asking.cancel()
+
+
 async def test_admission_gives_up_in_time_and_settles_the_late_lease() -> None:
     async with client_and_peer(timeout_s=0.02) as (client, peer):
         with pytest.raises(AuthUnavailable):
@@ -142,7 +161,7 @@ async def test_whoever_gives_up_says_so_and_forgets_it_once_that_is_heard() -> N
 
 async def test_waiter_that_left_before_there_was_a_stream_is_never_sent() -> None:
     async with open_channel("unix:/nobody.sock", QUICK) as channel:
-        client = AuthClient(channel, "edge-1", QUICK, 5)
+        client = AuthClient(lambda: channel, "edge-1", QUICK, 5)
         asking = asyncio.create_task(client.admit(ask("gone")))
         staying = asyncio.create_task(client.admit(ask("here")))
         await asyncio.sleep(0)

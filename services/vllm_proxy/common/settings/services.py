@@ -28,6 +28,9 @@ class Edge(Section):
     """Response bytes of one request that may be on their way to a client."""
     admission_timeout_s: PositiveSeconds = 10
     """How long a request waits for the auth service, its restart included."""
+    auth_silence_timeout_s: PositiveSeconds = 3
+    """An auth service that gives no sign of life for so long is left, with all that it has not answered, for one that
+    does: a frozen replica keeps its connections."""
     capacity_wait_s: Annotated[float, Field(ge=0)] = 5
     """How long a request waits for an engine host when none is there, before 503."""
     retry_wait_s: Annotated[float, Field(ge=0)] = 1

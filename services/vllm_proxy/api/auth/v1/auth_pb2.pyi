@@ -109,18 +109,20 @@ USAGE_GROUP_DAY: UsageGroup
 USAGE_GROUP_ADAPTER: UsageGroup
 
 class SessionRequest(_message.Message):
-    __slots__ = ("hello", "admits", "settles", "renew_lease_ids", "cancel_admit_seqs")
+    __slots__ = ("hello", "admits", "settles", "renew_lease_ids", "cancel_admit_seqs", "ping")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ADMITS_FIELD_NUMBER: _ClassVar[int]
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     RENEW_LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
     CANCEL_ADMIT_SEQS_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     hello: SessionHello
     admits: _containers.RepeatedCompositeFieldContainer[AdmitRequest]
     settles: _containers.RepeatedCompositeFieldContainer[SettleRequest]
     renew_lease_ids: _containers.RepeatedScalarFieldContainer[str]
     cancel_admit_seqs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, hello: _Optional[_Union[SessionHello, _Mapping]] = ..., admits: _Optional[_Iterable[_Union[AdmitRequest, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleRequest, _Mapping]]] = ..., renew_lease_ids: _Optional[_Iterable[str]] = ..., cancel_admit_seqs: _Optional[_Iterable[int]] = ...) -> None: ...
+    ping: bool
+    def __init__(self, hello: _Optional[_Union[SessionHello, _Mapping]] = ..., admits: _Optional[_Iterable[_Union[AdmitRequest, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleRequest, _Mapping]]] = ..., renew_lease_ids: _Optional[_Iterable[str]] = ..., cancel_admit_seqs: _Optional[_Iterable[int]] = ..., ping: _Optional[bool] = ...) -> None: ...
 
 class SessionHello(_message.Message):
     __slots__ = ("owner_id", "source")
@@ -131,14 +133,16 @@ class SessionHello(_message.Message):
     def __init__(self, owner_id: _Optional[str] = ..., source: _Optional[_Union[Source, str]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("admits", "settles", "lease_ttl_ms")
+    __slots__ = ("admits", "settles", "lease_ttl_ms", "pong")
     ADMITS_FIELD_NUMBER: _ClassVar[int]
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     admits: _containers.RepeatedCompositeFieldContainer[AdmitResponse]
     settles: _containers.RepeatedCompositeFieldContainer[SettleResponse]
     lease_ttl_ms: int
-    def __init__(self, admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., lease_ttl_ms: _Optional[int] = ...) -> None: ...
+    pong: bool
+    def __init__(self, admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., lease_ttl_ms: _Optional[int] = ..., pong: _Optional[bool] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
     __slots__ = ("seq", "api_key_sha256", "operation", "request_id", "model", "prompt_tokens_estimate", "response_tokens", "choices", "client_is_local", "owner_id", "prompt_bytes", "prompt_script", "names_no_model", "traceparent")
