@@ -10,6 +10,8 @@ from typing import Any
 from tests.integration.conftest import StartCluster
 from tests.support.cluster import Cluster
 
+from vllm_proxy.api.auth.v1 import auth_pb2
+
 TIMEOUT_S = 60
 
 
@@ -27,6 +29,8 @@ def examined(cluster: Cluster) -> tuple[int, list[dict[str, Any]]]:
 
 def test_what_runs_is_well_until_a_part_of_it_is_gone(start_cluster: StartCluster) -> None:
     cluster = start_cluster(workers=2)
+    spec = auth_pb2.KeySpec(user="late", expires_at_ms=1)
+    made = cluster.control.auth.CreateKey(auth_pb2.CreateKeyRequest(spec=spec), timeout=10).key.key_id
     status, rows = examined(cluster)
     assert (status, [row for row in rows if row["verdict"] == "fail"]) == (0, [])
     said = {row["check"]: row["what"] for row in rows}
@@ -35,6 +39,8 @@ def test_what_runs_is_well_until_a_part_of_it_is_gone(start_cluster: StartCluste
     assert said["engines"] == "sim serves sim"
     assert "every service the same" in said["versions"]
     assert "agree" in said["clocks"]
+    (expired,) = [row for row in rows if row["check"] == "made keys"]
+    assert expired["verdict"] == "warn" and f"keys update {made} --expires 30d" in expired["fix"]
 
     cluster.auth.stop()
     status, rows = examined(cluster)

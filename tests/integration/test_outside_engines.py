@@ -178,6 +178,20 @@ class TestCli:
         unknown = await cluster.client(model="nobody").chat()
         assert (unknown.status, unknown.error["type"]) == (404, "NotFoundError")
 
+    async def test_an_adapter_that_the_configuration_names_comes_and_goes_with_it(self, cluster: Cluster) -> None:
+        folder = write_adapter(cluster.root / "preloaded/named")
+        preload = [{"name": "named", "path": str(folder)}]
+
+        def loaded() -> set[str]:
+            (host,) = cluster.control.hosts().values()
+            return {model.name for model in host.models if model.base}
+
+        cluster.write_config({"vllm": {"lora": {"preload": preload}}})
+        await eventually(lambda: loaded() == {"named"}, "the adapter loaded")
+        assert (await cluster.client(model="named").chat()).status == 200
+        cluster.write_config({"vllm": {"lora": {"preload": []}}})
+        await eventually(lambda: loaded() == set(), "the adapter unloaded")
+
     async def test_a_killed_engine_is_told_in_time_and_comes_back_by_itself(self, cluster: Cluster) -> None:
         alice = cluster.client()
         before = await cluster.settled_usage()

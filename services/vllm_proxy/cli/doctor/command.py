@@ -17,7 +17,7 @@ from vllm_proxy.cli.doctor.configuration import configuration, internal_token, m
 from vllm_proxy.cli.doctor.engines import environments, models, start_commands
 from vllm_proxy.cli.doctor.folders import disk_space, writable
 from vllm_proxy.cli.doctor.gpus import gpus
-from vllm_proxy.cli.doctor.keys import expired_keys, keys_file
+from vllm_proxy.cli.doctor.keys import expired_keys, keys_file, made_keys
 from vllm_proxy.cli.doctor.pid_files import pid_files
 from vllm_proxy.cli.doctor.ports import ports
 from vllm_proxy.cli.doctor.services import ask_all, clocks, engines, reachable, versions
@@ -37,6 +37,7 @@ CHECKS = (
     Check("token", "whether services beyond this machine have a shared secret", internal_token),
     Check("keys", "the file of declared keys", keys_file),
     Check("expired keys", "declared keys that are refused by now", expired_keys),
+    Check("made keys", "keys that the command line or the API made and that are refused by now", made_keys),
     Check("folders", "whether logs, state, pid files and sockets can be written", writable),
     Check("disk", "free space where they are", disk_space),
     Check("ports", "who listens on the configured ports", ports),

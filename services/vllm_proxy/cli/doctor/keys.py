@@ -8,11 +8,16 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.cli.doctor.check import Finding, Site, fail, ok, warn
+from vllm_proxy.common.rpc.channel import open_channel
 
 #: The world knows it (common to the first keys file of every installation).
 _DEFAULT_KEY = "sk-default-key-change-me"
 _ADMIN = "admin"
+#: Of more expired keys only so many are named, and only so many pages of keys are looked through.
+_SHOWN, _PAGES, _PAGE = 10, 20, 500
+_CALL_TIMEOUT_S = 3.0
 
 
 def keys_file(site: Site) -> Iterator[Finding]:
@@ -53,15 +58,39 @@ def expired_keys(site: Site) -> Iterator[Finding]:
     except (OSError, ValueError, KeyError, TypeError):
         return  # keys_file says so
     expired = [(number, row) for number, row in enumerate(entries, start=1) if isinstance(row, dict) and _expired(row)]
-    for number, row in expired[:10]:
+    for number, row in expired[:_SHOWN]:
         yield warn(
             f"the key of {row.get('user')!r} (entry {number} of {path}) expired at {row['expires_at']}: it is refused",
             "give it a later expires_at, or remove it; the file is followed",
         )
-    if len(expired) > 10:
-        yield warn(f"so did {len(expired) - 10} more", "as above")
+    if len(expired) > _SHOWN:
+        yield warn(f"so did {len(expired) - _SHOWN} more", "as above")
     if not expired:
         yield ok("no declared key has expired")
+
+
+async def made_keys(site: Site) -> list[Finding]:
+    """Those that the command line or the API made; only a running auth service knows them."""
+    if not any(name.startswith("auth") and answer.info is not None for name, answer in site.answers.items()):
+        return []
+    findings: list[Finding] = []
+    request = auth_pb2.ListKeysRequest(page_size=_PAGE)
+    async with open_channel(site.settings.auth.address, site.settings.grpc) as channel:
+        stub = auth_pb2_grpc.AuthServiceStub(channel)
+        for _ in range(_PAGES):
+            answer = await stub.ListKeys(request, timeout=_CALL_TIMEOUT_S)
+            findings += [
+                warn(
+                    f"the key {key.key_id} of {key.user!r} has expired: it is refused",
+                    f"scripts/vllm-proxy keys update {key.key_id} --expires 30d, or keys revoke {key.key_id}",
+                )
+                for key in answer.keys
+                if key.state == auth_pb2.KEY_STATE_EXPIRED and key.source == auth_pb2.KEY_SOURCE_CREATED
+            ]
+            request.page_token = answer.next_page_token
+            if not answer.next_page_token or len(findings) >= _SHOWN:
+                break
+    return findings[:_SHOWN] or [ok("no key that was made has expired")]
 
 
 def _expired(row: Mapping[str, Any]) -> bool:

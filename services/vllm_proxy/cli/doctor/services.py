@@ -15,6 +15,7 @@ from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
 from vllm_proxy.cli.doctor.check import Answer, Finding, Site, fail, ok, warn
 from vllm_proxy.cli.doctor.store import skewed
 from vllm_proxy.common.errors import EngineUnavailable
+from vllm_proxy.common.rpc.address import is_unix
 from vllm_proxy.common.rpc.channel import open_channel
 from vllm_proxy.common.rpc.status import from_rpc_error
 from vllm_proxy.common.rpc.worker_sockets import living_workers
@@ -25,14 +26,26 @@ _SERVING = router_pb2.HOST_STATE_SERVING
 
 
 async def ask_all(settings: Settings) -> dict[str, Answer]:
-    """Who answers where a service should be, and every living edge worker."""
+    """Who answers where a service should be, every living edge worker, and the engine hosts on other machines."""
     auths = settings.auth.address.split(",")
     addresses = {f"auth-{i}" if len(auths) > 1 else "auth": address for i, address in enumerate(auths)}
     addresses["router"] = settings.router.address
     addresses |= {f"engine-{name}": spec.address or "" for name, spec in settings.hosts().items()}
     addresses |= living_workers(Path(settings.run_dir))
+    elsewhere = {f"engine-{h.name}": h.address for h in await _hosts(settings) if not is_unix(h.address)}
+    addresses = elsewhere | addresses
     answers = await asyncio.gather(*(_ask(address, settings) for address in addresses.values()))
     return dict(zip(addresses, answers, strict=True))
+
+
+async def _hosts(settings: Settings) -> list[router_pb2.Host]:
+    """Those that the router knows, on whatever machine; none if it does not answer."""
+    async with open_channel(settings.router.address, settings.grpc) as channel:
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        try:
+            return list((await stub.ListHosts(router_pb2.ListHostsRequest(), timeout=_TIMEOUT_S)).hosts)
+        except grpc.aio.AioRpcError:
+            return []
 
 
 async def _ask(address: str, settings: Settings) -> Answer:
@@ -71,9 +84,7 @@ async def engines(site: Site) -> list[Finding]:
     """As the router sees them, those on other machines included."""
     if (answer := site.answers.get("router")) is None or answer.info is None:
         return [] if site.runs else [ok("nothing runs")]
-    async with open_channel(site.settings.router.address, site.settings.grpc) as channel:
-        stub = router_pb2_grpc.RouterServiceStub(channel)
-        hosts = (await stub.ListHosts(router_pb2.ListHostsRequest(), timeout=_TIMEOUT_S)).hosts
+    hosts = await _hosts(site.settings)
     findings = []
     for host in hosts:
         if host.state == _SERVING:
@@ -82,7 +93,7 @@ async def engines(site: Site) -> list[Finding]:
             state = router_pb2.HostState.Name(host.state).removeprefix("HOST_STATE_").lower()
             findings.append(
                 warn(
-                    f"{host.name} is {state}",
+                    f"{host.name} is {state}" + (f": {host.detail}" if host.detail else ""),
                     f"an engine takes its time to load; its own output is in {site.settings.logs.dir}, see make status",
                 )
             )
@@ -94,7 +105,7 @@ async def engines(site: Site) -> list[Finding]:
         )
         for name in sorted(missing)
     ]
-    if not any(host.state == _SERVING for host in hosts):
+    if not any(host.state in (_SERVING, router_pb2.HOST_STATE_STARTING) for host in hosts):
         findings.append(fail("no engine serves: clients get 503", "make status says what each waits for"))
     return findings
 

@@ -1,19 +1,23 @@
-"""A changed configuration reaches every process while it runs: by the file itself, by SIGHUP, and by Reload."""
+"""What every process does while it runs: it follows a changed configuration (by the file itself, by SIGHUP, by Reload),
+changes its log level, and cleans its logs wherever it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import yaml
 from tests.integration.conftest import StartCluster
-from tests.support.cluster import ADMIN, DEFAULT_KEYS, ApiKey, Cluster
+from tests.support.cluster import ADMIN, DEFAULT_KEYS, ApiKey, Cluster, free_port
 from tests.support.process import ServiceProcess
 from tests.support.wait import eventually, wait_until
 
@@ -149,6 +153,49 @@ def test_the_log_level_of_one_worker(cluster: Cluster) -> None:
         stub.SetLogLevel(pb.SetLogLevelRequest(level=pb.LOG_LEVEL_DEBUG), timeout=CALL_TIMEOUT_S)
     after = ask(cluster, "GetInfo", pb.GetInfoRequest())
     assert {name for name, info in after.items() if info.log_level == pb.LOG_LEVEL_DEBUG} == {worker}
+
+
+@pytest.fixture
+def elsewhere(cluster: Cluster) -> Iterator[Path]:
+    """An engine host as on another machine: of its own configuration and folders, reached over TCP. Its root."""
+    root = Path(tempfile.mkdtemp(prefix="vp-", dir="/tmp"))
+    config = root / "config" / "config.yaml"
+    config.parent.mkdir()
+    hosts = {"far": {"engine": "sim", "address": f"127.0.0.1:{free_port()}"}}
+    addresses = {name: {"address": cluster.address(name)} for name in ("auth", "router")}
+    config.write_text(yaml.safe_dump({"engine_hosts": hosts, "sim": {"model": "far-model"}, **addresses}))
+    host = ServiceProcess(
+        "engine-far",
+        ServiceProcess.python_module("vllm_proxy.engine_host", "--config", str(config), "--name", "far"),
+        cwd=root,
+        log_path=root / "logs" / "engine-far.log",
+        is_healthy=lambda: "far" in cluster.control.serving_hosts(),
+    )
+    host.start()
+    try:
+        host.wait_healthy()
+        yield root
+    finally:
+        host.end(5)
+        shutil.rmtree(root)
+
+
+async def test_a_host_elsewhere_cleans_its_own_logs(cluster: Cluster, elsewhere: Path) -> None:
+    admin = cluster.client(ADMIN)
+    for folder in (elsewhere / "logs", cluster.root / "logs"):
+        (folder / "engine-far.log.1").write_text("old\n")
+
+    async def told() -> Any:
+        answer = await admin.request("POST", "/admin/clean-logs?days=0&dry_run=true")
+        return answer.json()["services"].get("engine-far")
+
+    row = await eventually(told, "the edge knows the host")
+    assert row["removed"] == ["engine-far.log.1"]
+    assert (elsewhere / "logs" / "engine-far.log.1").exists()
+    cleaned = (await admin.request("POST", "/admin/clean-logs?days=0")).json()["services"]
+    assert cleaned["engine-far"]["removed"] == ["engine-far.log.1"]
+    assert [path.name for path in (elsewhere / "logs").iterdir()] == ["engine-far.log"]
+    assert (cluster.root / "logs" / "engine-far.log.1").exists()
 
 
 def test_a_worker_that_ended_leaves_nothing_and_one_that_was_killed_is_swept(cluster: Cluster) -> None:
