@@ -35,6 +35,8 @@ class Fleet:
     hosts: list[router_pb2.Host] = field(default_factory=list)
     models: list[router_pb2.ServedModel] = field(default_factory=list)
     declarations: list[router_pb2.AdapterDeclaration] = field(default_factory=list)
+    info: dict[str, maintenance_pb2.GetInfoResponse] = field(default_factory=dict)
+    """Which process answers for a service; not of the edge."""
     metrics: dict[str, Samples] = field(default_factory=dict)
     """Of the services that answer, by name."""
 
@@ -69,7 +71,7 @@ async def _look_at(connection: Connection, service: Service, fleet: Fleet) -> No
         channel = connection.channel(service.address)
         fleet.states[service.name] = await _grpc_state(channel)
         if fleet.states[service.name] != DOWN:
-            await _grpc_metrics(channel, service, fleet)
+            await _grpc_figures(channel, service, fleet)
 
 
 async def _look_at_edge(service: Service, fleet: Fleet) -> None:
@@ -96,11 +98,12 @@ async def _grpc_state(channel: grpc.aio.Channel) -> str:
     return SERVING if answer.status == health_pb2.HealthCheckResponse.SERVING else NOT_READY
 
 
-async def _grpc_metrics(channel: grpc.aio.Channel, service: Service, fleet: Fleet) -> None:
+async def _grpc_figures(channel: grpc.aio.Channel, service: Service, fleet: Fleet) -> None:
     stub = maintenance_pb2_grpc.MaintenanceServiceStub(channel)
     with contextlib.suppress(grpc.aio.AioRpcError):
         answer = await stub.GetMetrics(maintenance_pb2.GetMetricsRequest(), timeout=ANSWER_TIMEOUT_S)
         fleet.metrics[service.name] = Samples(answer.text)
+        fleet.info[service.name] = await stub.GetInfo(maintenance_pb2.GetInfoRequest(), timeout=ANSWER_TIMEOUT_S)
 
 
 async def _from_router(method: Any, request: Any, into: list[Any], field_name: str) -> None:

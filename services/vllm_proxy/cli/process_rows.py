@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 import time
 import xmlrpc.client
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_proxy.cli import process_table, supervised
-from vllm_proxy.cli.fleet import DOWN, NOT_READY, SERVING
-from vllm_proxy.cli.services import Service
+from vllm_proxy.cli.fleet import DOWN, NOT_READY, SERVING, Fleet
+from vllm_proxy.cli.services import EDGE, Service
 from vllm_proxy.cli.supervised import ProcessState
 from vllm_proxy.common.settings import LoadedSettings
 
@@ -28,6 +29,8 @@ class ProcessRow:
     up_s: int | None
     fault: str
     log: Path
+    machine: str = ""
+    """Empty: this one, or unknown."""
 
 
 async def supervised_processes(loaded: LoadedSettings) -> list[ProcessState] | None:
@@ -41,9 +44,9 @@ async def supervised_processes(loaded: LoadedSettings) -> list[ProcessState] | N
 
 
 def rows(
-    loaded: LoadedSettings, services: Iterable[Service], states: dict[str, str], running: list[ProcessState] | None
+    loaded: LoadedSettings, services: Iterable[Service], fleet: Fleet, running: list[ProcessState] | None
 ) -> list[ProcessRow]:
-    """A row for each process. `states` are what the services themselves say, `running` what the supervisor does."""
+    """A row for each process. `fleet` is what the services themselves say, `running` what the supervisor does."""
     found = []
     for service in services:
         mine: list[ProcessState | None] = [p for p in running or () if p.service == service.name]
@@ -51,8 +54,21 @@ def rows(
         logs = service.logs[: len(mine) or len(service.logs)] if service.name != "nginx" else service.logs[:1]
         for number, process in enumerate(mine or [None] * len(logs)):
             log = logs[min(number, len(logs) - 1)]
-            found.append(_row(loaded, service, process, states.get(service.name, DOWN), log, len(logs) > 1, number))
+            if service.name == EDGE and process is not None:
+                log = log.with_name(f"fastapi{process.name.removeprefix(EDGE)}.log")
+            row = _row(loaded, service, process, fleet.states.get(service.name, DOWN), log, len(logs) > 1, number)
+            found.append(_as_it_says(row, fleet))
     return found
+
+
+def _as_it_says(row: ProcessRow, fleet: Fleet) -> ProcessRow:
+    """A service that nobody here looks after (systemd, another machine) says itself which process it is."""
+    info = fleet.info.get(row.service)
+    if row.pid is not None or info is None:
+        return row
+    up_s = max(0, (info.now_ms - info.started_at_ms) // 1000)
+    is_here = info.host_name == socket.gethostname()
+    return replace(row, pid=info.pid, up_s=up_s, machine="" if is_here else info.host_name)
 
 
 def left_behind(loaded: LoadedSettings) -> int:

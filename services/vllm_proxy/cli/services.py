@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
 EDGE, NGINX, SUPERVISOR = "edge", "nginx", "supervisord"
+_WORKER_LOG = re.compile(r"fastapi(-\d+)?\.log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def log_files(loaded: LoadedSettings, name: str) -> dict[str, Path]:
         else:
             labels = [path.stem for path in paths] if len(paths) > 1 else [service.name]
         logs[service.name] = dict(zip(labels, paths, strict=True))
+    for path in _other_workers_logs(loaded):
+        logs[EDGE].setdefault(path.stem, path)
     logs |= _engine_outputs(loaded)
     if name == "all":
         return {label: path for files in logs.values() for label, path in files.items()}
@@ -77,6 +81,13 @@ def log_files(loaded: LoadedSettings, name: str) -> dict[str, Path]:
     if by_file or name == "fastapi":
         return by_file or logs[EDGE]
     raise ConfigError(f"SERVICE={name}: there is {', '.join(sorted(logs))}, all")
+
+
+def _other_workers_logs(loaded: LoadedSettings) -> list[Path]:
+    """Those of edge workers that were started while `fastapi_workers` was another number; they may still run."""
+    known = {loaded.root / path for service in services_of(loaded) for path in service.logs}
+    there = sorted((loaded.root / loaded.settings.logs.dir).glob("fastapi*.log"))
+    return [path for path in there if _WORKER_LOG.fullmatch(path.name) and path not in known]
 
 
 def _engine_outputs(loaded: LoadedSettings) -> dict[str, dict[str, Path]]:

@@ -51,7 +51,7 @@ async def _status(args: argparse.Namespace, connection: Connection, output: Outp
     every = [s for s in every if s.name != NGINX or loaded.settings.nginx.enabled or NGINX in up]
     wanted = _wanted(args, connection, every)
     fleet = await look(connection, wanted)
-    processes = rows(loaded, wanted, fleet.states, running)
+    processes = rows(loaded, wanted, fleet, running)
     left = left_behind(loaded) if running is None else 0
     view = _view(connection, wanted, fleet, processes)
     if output.as_json:
@@ -95,6 +95,8 @@ def _view(connection: Connection, wanted: list[Service], fleet: Fleet, processes
                 "state": row.state,
                 "pid": row.pid,
                 "uptime_s": row.up_s,
+                "machine": row.machine or None,
+                "version": fleet.info[row.service].version if row.service in fleet.info else None,
                 "detail": row.fault or _detail(row, fleet),
                 "log": str(row.log),
             }
@@ -135,13 +137,14 @@ def _print(output: Output, view: dict[str, Any], *, whole: bool) -> None:
         word = output.paint(view["status"], STATE_COLOURS[view["status"]])
         output.line(f"{output.paint('vLLM Proxy', BOLD)} at {view['url']}: {word}\n")
     output.table(
-        ["SERVICE", "STATE", "PID", "UP", "LOG", "DETAIL"],
+        ["SERVICE", "STATE", "PID", "UP", "MACHINE", "LOG", "DETAIL"],
         (
             [
                 s["process"],
                 s["state"],
                 None if s["pid"] is None else str(s["pid"]),
                 span(s["uptime_s"]),
+                s["machine"] or "",
                 s["log"],
                 s["detail"],
             ]

@@ -49,5 +49,9 @@ def test_logs_by_service_by_file_and_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert names("auth") == ["auth.log"]
     assert names("vllm") == ["vllm.log"]
     assert names("all") == ["auth.log", "router.log", "engine-vllm.log", "fastapi-0.log", "fastapi-1.log", "vllm.log"]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "fastapi.log").touch()  # from when there was one worker
+    (tmp_path / "logs" / "fastapi-access.log").touch()
+    assert names("edge") == ["fastapi-0.log", "fastapi-1.log", "fastapi.log"]
     with pytest.raises(ConfigError, match="there is auth, edge"):
         names("nonsense")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from vllm_proxy.api.common.v1.maintenance_pb2 import GetInfoResponse
 from vllm_proxy.api.router.v1 import router_pb2 as pb
 from vllm_proxy.cli.fleet import DOWN, NOT_READY, SERVING, Fleet
 from vllm_proxy.cli.output import Output
@@ -43,8 +45,16 @@ def test_the_state_of_a_process(
     tmp_path: Path, supervisor: ProcessState | None, says: str, shown: str, pid: int | None
 ):
     loaded = LoadedSettings(Settings(), tmp_path / "config.yaml", tmp_path)
-    (row,) = rows(loaded, [AUTH], {"auth": says}, [supervisor] if supervisor else None)
+    (row,) = rows(loaded, [AUTH], Fleet({"auth": says}), [supervisor] if supervisor else None)
     assert (row.state, row.pid, row.fault) == (shown, pid, supervisor.fault if supervisor else "")
+
+
+@pytest.mark.parametrize(("host_name", "machine"), [(socket.gethostname(), ""), ("elsewhere", "elsewhere")])
+def test_a_process_that_nobody_here_looks_after_says_itself_which_it_is(tmp_path: Path, host_name: str, machine: str):
+    loaded = LoadedSettings(Settings(), tmp_path / "config.yaml", tmp_path)
+    info = GetInfoResponse(pid=9, started_at_ms=1_000, now_ms=62_500, host_name=host_name)
+    (row,) = rows(loaded, [AUTH], Fleet({"auth": SERVING}, info={"auth": info}), None)
+    assert (row.pid, row.up_s, row.machine) == (9, 61, machine)
 
 
 def test_adapters_that_are_wanted_and_those_that_are_there():
