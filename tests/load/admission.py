@@ -93,8 +93,12 @@ class Case:
         self.store: Store
         self.server_pid = 0
 
-    async def core(self, pairs: int) -> None:
-        admission, store, draw = self.admission, self.store, random.choice
+    def draw(self, pairs: int) -> list[bytes]:
+        """The keys of a round, each hash an object of its own, as a message brings it."""
+        return [bytes(bytearray(digest)) for digest in random.choices(self.digests, k=pairs)]
+
+    async def core(self, drawn: Sequence[bytes]) -> None:
+        admission, store, pairs = self.admission, self.store, len(drawn)
         running: deque[str] = deque()
         waiting = asyncio.Semaphore(WINDOW)
         for number in range(-(-pairs // BATCH) + 1):
@@ -104,8 +108,8 @@ class Case:
                 settled = Settlement(running.popleft(), 1, Source.EDGE, Outcome.FINISHED, usage, "m", "host-1")
                 records += admission.book.settle(settled).records
             if number * BATCH < pairs:
-                for _ in range(BATCH):
-                    ask = Ask(draw(self.digests), Operation.INFERENCE, OWNER, "req-0123456789abcdef", "m", 100, 128, 1)
+                for secret in drawn[number * BATCH : (number + 1) * BATCH]:
+                    ask = Ask(secret, Operation.INFERENCE, OWNER, "req-0123456789abcdef", "m", 100, 128, 1)
                     decision = admission.admit(ask)
                     assert decision.refusal is None and decision.record is not None, decision
                     records.append(decision.record)
@@ -116,10 +120,10 @@ class Case:
         for _ in range(WINDOW):
             await waiting.acquire()
 
-    async def session(self, pairs: int) -> None:
-        peer = Peer(self.digests, pairs)
+    async def session(self, drawn: Sequence[bytes]) -> None:
+        peer = Peer(drawn)
         await Session(self.admission, self.store, peer).run()
-        assert peer.settled == pairs, (peer.settled, pairs)
+        assert peer.settled == len(drawn), (peer.settled, len(drawn))
 
     def cpu_s(self) -> float:
         return process_cpu_s(self.server_pid) if self.server_pid else 0.0
@@ -128,8 +132,8 @@ class Case:
 class Peer:
     """An edge's side of the stream: message by message, each with what the answers so far allow."""
 
-    def __init__(self, digests: Sequence[bytes], pairs: int) -> None:
-        self._digests, self._pairs = digests, pairs
+    def __init__(self, drawn: Sequence[bytes]) -> None:
+        self._drawn, self._pairs = iter(drawn), len(drawn)
         self._admitted: deque[str] = deque()
         self._seq = itertools.count(1)
         self._sent = self.settled = 0
@@ -161,7 +165,7 @@ class Peer:
         for _ in range(min(BATCH, self._pairs - self._sent)):
             message.admits.add(
                 seq=next(self._seq),
-                api_key_sha256=random.choice(self._digests),
+                api_key_sha256=next(self._drawn),
                 operation=pb.OPERATION_INFERENCE,
                 request_id="req-0123456789abcdef",
                 model="m",
@@ -259,8 +263,9 @@ async def measure(stores: Sequence[str], keys: Sequence[int], pairs: int, rounds
 
 async def one_round(case: Case, layer: str, pairs: int) -> tuple[float, float, float]:
     """Pairs per second, and CPU µs of each here and in the store's own server."""
+    drawn = case.draw(pairs)
     started, cpu, server = time.perf_counter(), time.process_time(), case.cpu_s()
-    await getattr(case, layer)(pairs)
+    await getattr(case, layer)(drawn)
     wall = time.perf_counter() - started
     return pairs / wall, (time.process_time() - cpu) / pairs * 1e6, (case.cpu_s() - server) / pairs * 1e6
 
