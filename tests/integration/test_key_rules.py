@@ -137,9 +137,16 @@ async def test_limits_for_a_model_and_headers_on_streams(cluster: Cluster) -> No
 
 async def test_a_spent_daily_quota_says_when_it_is_whole_again(cluster: Cluster) -> None:
     client = cluster.client(DAILY)
-    assert (await client.chat(max_tokens=100)).status == 200
+    answer = await free(client, messages=MESSAGES, max_tokens=1000)
+    assert answer.status == 200, answer.body
+    answered = answer.json()
+    assert answered["choices"][0]["finish_reason"] == "length", "no longer than what was left"
+    assert 0 < answered["usage"]["completion_tokens"] < 100
     await cluster.settled_usage(DAILY.user)
-    refused = await client.chat()
+    # What the prompt was estimated too high by is left for one more, which then gets no more than that.
+    refused = await client.chat(max_tokens=1000)
+    while refused.status == 200:
+        refused = await client.chat(max_tokens=1000)
     assert (refused.status, refused.error["code"]) == (429, "quota")
     assert 1 <= int(refused.headers["retry-after"]) <= 86_400 and "x-should-retry" not in refused.headers
 

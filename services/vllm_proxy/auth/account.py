@@ -27,10 +27,10 @@ class Path(NamedTuple):
     #: Tokens of one answer; None: unlimited.
     max_response_tokens: int | None
 
-    def refusal(self, prompt_tokens: int, wanted_tokens: int, now_ns: int, calendar: Calendar) -> Refusal | None:
+    def refusal(self, least_tokens: int, wanted_tokens: int, now_ns: int, calendar: Calendar) -> Refusal | None:
         refusal = None
         for scope in self.limited:
-            if found := scope.refusal(prompt_tokens, wanted_tokens, now_ns, calendar):
+            if found := scope.refusal(least_tokens, wanted_tokens, now_ns, calendar):
                 refusal = longer(refusal, found)
         return refusal
 

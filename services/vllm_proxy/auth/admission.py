@@ -228,9 +228,13 @@ class Admission:
             estimate += self._estimates.tokens(ask.model, ask.prompt_script, ask.prompt_bytes)
         wanted = estimate + response
         if path.limited:
-            decision.refusal = path.refusal(estimate, wanted, now_ns, calendar)
+            decision.refusal = path.refusal(estimate + min(choices, response), wanted, now_ns, calendar)
         if decision.refusal is None and take:
             self._grant(ask, key, path, estimate, wanted, decision, now_ns)
+            if decision.reserved_tokens < wanted and response:
+                # The rest of a quota: no more than that may be answered.
+                rest = (decision.reserved_tokens - estimate) // choices
+                decision.max_response_tokens = rest if cap is None else min(rest, cap)
         if path.limited:
             decision.requests, decision.tokens = path.states(now_ns)
             decision.quota_remaining = path.quota_remaining(calendar)

@@ -46,7 +46,7 @@ class Decision:
     requests: LimitState | None = None
     tokens: LimitState | None = None
     quota_remaining: int | None = None
-    #: Tokens of one answer; None: unlimited.
+    #: Tokens of one answer: the key's limit, or less if a quota has less left; None: unlimited.
     max_response_tokens: int | None = None
     priority: int = 0
     #: Of a READ: patterns over the models that the key may use; None: all.

@@ -70,11 +70,12 @@ class Scope:
 
     # One decision
 
-    def refusal(self, prompt_tokens: int, wanted_tokens: int, now_ns: int, calendar: Calendar) -> Refusal | None:
-        """The limit that stands in the way longest; first of all one that waiting does not help against."""
+    def refusal(self, least_tokens: int, wanted_tokens: int, now_ns: int, calendar: Calendar) -> Refusal | None:
+        """The limit that stands in the way longest; first of all one that waiting does not help against. Less than
+        `least_tokens` of a quota are of no use to the request."""
         longest = None
         if self.quota is not None:
-            longest = self._over_quota(self.quota, max(1, prompt_tokens), calendar)
+            longest = self._over_quota(self.quota, max(1, least_tokens), calendar)
             if longest is not None and longest.retry_after_ns is None:
                 return longest
         if self.requests is not None and (wait_ns := self.requests.wait_ns(1, now_ns)):
@@ -97,8 +98,8 @@ class Scope:
         return longest
 
     def _over_quota(self, quota: int, needed: int, calendar: Calendar) -> Refusal | None:
-        """A small rest may still be used: a request needs room for its prompt, and reserves at most what is left.
-        Reservations together never exceed the quota."""
+        """A small rest may still be used: a request needs room for its prompt and a token of each answer, and reserves
+        at most what is left. Reservations together never exceed the quota."""
         used = self.used_tokens(calendar)
         left = quota - used
         if left - self.reserved_tokens >= needed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.engine_routes import EngineRoute, ModelIn, engine_path
 from vllm_proxy.common.errors import ServiceError
@@ -78,8 +80,8 @@ class _Admission:
         "_client_left",
         "_context",
         "_facts",
-        "_is_open_ended",
         "_lease_id",
+        "_longest_answer",
         "_names",
         "_request",
         "_seq",
@@ -93,7 +95,8 @@ class _Admission:
         self._asked_at = 0.0
         self._seq = 0
         self._lease_id = ""
-        self._is_open_ended = False
+        #: Tokens; infinite if it has no end of its own, 0 if there is nothing that could be limited.
+        self._longest_answer = 0.0
         self._client_left = False
 
     def begin(self) -> None:
@@ -124,7 +127,7 @@ class _Admission:
         except ServiceError as e:
             self._refuse(e)
             return
-        self._is_open_ended = _is_open_ended(facts.route, body)
+        self._longest_answer = _longest_answer(facts.route, body)
         if facts.route.of_response:
             facts.holder_tag = tag_of(facts.path.split("/")[3])
         elif body.previous_response_id:
@@ -162,9 +165,11 @@ class _Admission:
         facts.admission_s = context.clock() - self._asked_at
         context.metrics.admission_s.add(facts.admission_s)
         facts.priority, facts.reserved_tokens = answer.priority, answer.reserved_tokens
-        if answer.HasField("max_response_tokens") and self._is_open_ended:
+        if answer.HasField("max_response_tokens") and self._longest_answer > answer.max_response_tokens:
+            # One that says how long it may be may do so in any of the fields.
+            fields = facts.route.limits[:1] if self._longest_answer == math.inf else facts.route.limits
             try:
-                request.replace_body(with_limit(request.body, facts.route.limits[0], answer.max_response_tokens))
+                request.replace_body(with_limit(request.body, fields, answer.max_response_tokens))
             except ServiceError as e:
                 self._refuse(e)
                 return
@@ -211,9 +216,14 @@ class _Admission:
         _account(self._context, self._facts, CLIENT_CLOSED_REQUEST, CLIENT_GONE)
 
 
-def _is_open_ended(route: EngineRoute, body: BodyPeek) -> bool:
-    """Whether an answer goes on for as long as the engine likes. Chat's engines may take 0 as not given."""
-    return bool(route.limits) and (body.response_tokens is None or (not body.response_tokens and len(route.limits) > 1))
+def _longest_answer(route: EngineRoute, body: BodyPeek) -> float:
+    """Tokens of each answer that the request asks for; infinite: for as long as the engine likes; 0 on routes whose
+    answers have no limit. Chat's engines may take 0 as not given."""
+    if not route.limits:
+        return 0
+    if body.response_tokens is None or (not body.response_tokens and len(route.limits) > 1):
+        return math.inf
+    return body.response_tokens / max(1, body.choices)
 
 
 def _peek(request: HttpRequest, route: EngineRoute) -> BodyPeek:

@@ -82,7 +82,8 @@ class Reference:
         for scope in scopes:
             limits = self.limits.get(scope, ScopeLimits())
             if limits.quota is not None:
-                left, needed = limits.quota - self.charged(scope), max(1, prompt)
+                left = limits.quota - self.charged(scope)
+                needed = max(1, prompt + min(1, wanted - prompt))
                 if left < needed:
                     found.append(Obstacle(scope, "quota", None))
                 elif left - self.reserved(scope) < needed:

@@ -259,7 +259,7 @@ def test_a_prompt_that_does_not_fit_the_rest_is_refused_for_good() -> None:
 
 
 def test_a_spent_quota_is_told_even_when_other_limits_refuse_too() -> None:
-    desk = Desk(api_key("a", quota=5), limits=Limits(qps=1, concurrent=1))
+    desk = Desk(api_key("a", quota=6), limits=Limits(qps=1, concurrent=1))
     desk.settle(desk.opened(prompt=5, response=5), 5, 5)
     refusal = desk.admit().refusal
     assert refusal is not None and refusal.limit_name == "quota"

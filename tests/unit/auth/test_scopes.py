@@ -300,6 +300,33 @@ def test_the_longest_answer_may_be_limited() -> None:
     assert free.admit(response=10_000).max_response_tokens is None
 
 
+def test_the_rest_of_a_quota_bounds_the_answer() -> None:
+    desk = Desk(api_key("a", quota=1100))
+    assert desk.admit(prompt=10, response=500).max_response_tokens is None, "there is enough left"
+    lease = desk.opened(prompt=10, response=500)
+    first = desk.admit(prompt=10, response=200, choices=2)
+    assert (first.reserved_tokens, first.max_response_tokens) == (80, 35), (
+        "each of two answers gets half of what is left"
+    )
+    desk.settle(lease, 10, 0)
+    open_end = desk.admit(prompt=10, response=None)
+    assert (open_end.reserved_tokens, open_end.max_response_tokens) == (500, 490)
+    desk.settle(open_end.lease_id, 0, 488)
+    assert refused(desk, prompt=12, response=1) == ("quota", "key"), (
+        "the prompt alone would leave nothing for an answer"
+    )
+    assert refused(desk, prompt=11, response=2, choices=2) == ("quota", "key")
+    assert desk.admit(prompt=12, response=0).max_response_tokens is None, "an embedding has no answer"
+
+
+def test_the_rest_of_a_quota_does_not_loosen_the_longest_answer() -> None:
+    key = ruled("k", limits=LimitOverrides(max_response_tokens=20))
+    desk = Desk(replace(key, quota=100))
+    assert desk.admit(prompt=10, response=None, choices=6).max_response_tokens == 15
+    desk = Desk(replace(key, quota=200))
+    assert desk.admit(prompt=10, response=None, choices=6).max_response_tokens == 20
+
+
 @pytest.mark.parametrize(("priority", "number"), [(None, 0), ("high", -10), (7, 7), ("unknown", 0)])
 def test_a_priority_is_a_class_or_a_number(priority: str | int | None, number: int) -> None:
     assert Desk(ruled("k", priority=priority)).admit().priority == number

@@ -159,7 +159,7 @@ def test_scripts(text: str, script: auth_pb2.PromptScript) -> None:
     [b'{"a": 1}', b'{"a": 1, "max_tokens": null }', b' {"max_tokens": 0}\n', b"{}", b'{"max_tokens": "x"}'],
 )
 def test_a_limit_is_written_where_it_wins(body: bytes) -> None:
-    limited = json.loads(with_limit(body, "max_tokens", 7))
+    limited = json.loads(with_limit(body, ("max_tokens",), 7))
     assert limited.pop("max_tokens") == 7
     assert limited == {name: value for name, value in json.loads(body).items() if name != "max_tokens"}
 
@@ -167,4 +167,4 @@ def test_a_limit_is_written_where_it_wins(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", '{"a": 1}'.encode("utf-16"), b'{"a": 1} x'])
 def test_what_cannot_be_limited_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        with_limit(body, "max_tokens", 7)
+        with_limit(body, ("max_tokens",), 7)
