@@ -103,6 +103,17 @@ def _free_port() -> int:
         return port
 
 
+def _stop_twice(installation: Installation) -> None:
+    """At once: whichever returns first, everything is down then."""
+    stops = [subprocess.Popen(installation.command("stop"), cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
+    while stops:
+        ended = [stop for stop in stops if stop.poll() is not None]
+        assert not ended or installation.processes() == []
+        assert all(stop.returncode == 0 for stop in ended)
+        stops = [stop for stop in stops if stop not in ended]
+        time.sleep(0.02)
+
+
 def test_start_serves_adopts_and_stop_leaves_nothing(installation: Installation):
     started = installation.control("start")
     assert started.returncode == 0, started.stderr
@@ -120,8 +131,7 @@ def test_start_serves_adopts_and_stop_leaves_nothing(installation: Installation)
     assert "already up: auth, router, engine-sim, edge" in again.stdout
     assert installation.pids() == before
 
-    assert installation.control("stop").returncode == 0
-    assert installation.processes() == []
+    _stop_twice(installation)
     assert installation.pids() == {}
     assert installation.control("stop").returncode == 0
     assert installation.status().returncode == 3
@@ -166,33 +176,15 @@ def test_what_a_killed_supervisor_left_is_found(installation: Installation):
     assert "`make stop` ends them" in installation.status().stdout
     assert installation.control("start").returncode == 0
     assert len(installation.processes()) == len(SERVICES) + 1
+    before = set(installation.pids().values())
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert installation.control("start").returncode == 0
+    assert installation.health() == 200
+    assert not before & set(installation.pids().values()), "what a loss of power leaves is forgotten"
     os.kill(installation.pids()["supervisord"], signal.SIGKILL)
     assert installation.control("stop").returncode == 0
     assert installation.processes() == []
-
-
-def test_after_everything_died_at_once_a_start_serves_again(installation: Installation):
-    installation.control("start")
-    before = installation.pids()
-    for pid in before.values():
-        os.kill(pid, signal.SIGKILL)
-    started = installation.control("start")
-    assert started.returncode == 0, started.stderr
-    assert installation.health() == 200
-    assert installation.pids().keys() == before.keys()
-    assert not set(installation.pids().values()) & set(before.values())
-
-
-def test_stops_at_once_both_return_when_everything_is_down(installation: Installation):
-    installation.control("start")
-    stops = [subprocess.Popen(installation.command("stop"), cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
-    while stops:
-        ended = [stop for stop in stops if stop.poll() is not None]
-        left = installation.processes() if ended else []
-        assert left == [], "the first that returns says that all is down"
-        assert all(stop.returncode == 0 for stop in ended)
-        stops = [stop for stop in stops if stop not in ended]
-        time.sleep(0.02)
 
 
 def test_a_stop_in_the_middle_of_a_start_ends_both(installation: Installation):

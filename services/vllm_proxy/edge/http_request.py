@@ -105,6 +105,12 @@ class HttpRequest:
         self._held_bytes = len(body)
         self._pieces = [body]
 
+    def hold(self, more_bytes: int) -> None:
+        """Counts what a body is being unpacked to, until `replace_body`. Raises NoCapacity."""
+        self._budget.check(more_bytes)
+        self._budget.used_bytes += more_bytes
+        self._held_bytes += more_bytes
+
     def check_announced_body(self) -> None:
         """Raises RequestTooLarge or NoCapacity for a body that cannot be taken, before it comes."""
         announced = self.headers.get(b"content-length")

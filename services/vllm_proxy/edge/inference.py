@@ -6,7 +6,7 @@ import math
 
 from vllm_proxy.api.auth.v1 import auth_pb2
 from vllm_proxy.common.engine_routes import EngineRoute, ModelIn, engine_path
-from vllm_proxy.common.errors import ServiceError
+from vllm_proxy.common.errors import InvalidRequest, ServiceError
 from vllm_proxy.common.ids import accept_request_id
 from vllm_proxy.common.response_ids import tag_of
 from vllm_proxy.common.tracing.context import accept_traceparent
@@ -110,12 +110,19 @@ class _Admission:
     async def _unpack(self, coding: bytes) -> None:
         request = self._request
         try:
-            request.replace_body(await decoded(request.body, coding, self._context.config.max_body_bytes))
+            body = await decoded(request.body, coding, self._context.config.max_body_bytes, self._hold)
+            request.replace_body(body)
         except ServiceError as e:
             self._refuse(e)
             return
         if not self._client_left:
             self._ask()
+
+    def _hold(self, size_bytes: int) -> None:
+        """Raises NoCapacity; and InvalidRequest, which nobody is told, when the client has left."""
+        if self._client_left:
+            raise InvalidRequest
+        self._request.hold(size_bytes)
 
     def _ask(self) -> None:
         context, request, facts = self._context, self._request, self._facts

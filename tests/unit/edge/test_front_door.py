@@ -383,6 +383,28 @@ async def test_a_compressed_body_reaches_the_engine_unpacked(edge: Edge) -> None
         assert (response.status_code, error_of(response)["type"]) == (status, "invalid_request_error")
 
 
+async def test_what_a_body_unpacks_to_counts_among_the_bodies_that_are_held(edge: Edge) -> None:
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    packed = gzip.compress(json.dumps({**CHAT, "user": "x" * 800}).encode())
+    assert (await edge.http.post("/v1/completions", content=packed, headers=headers)).status_code == 200
+    edge.server.bodies.limit_bytes = 500
+    response = await edge.http.post("/v1/completions", content=packed, headers=headers)
+    assert (response.status_code, error_of(response)["code"]) == (503, "no_capacity")
+    assert edge.server.bodies.used_bytes == 0
+
+
+async def test_nothing_is_held_for_a_client_that_left_while_its_body_was_unpacked(edge: Edge) -> None:
+    client = Client(server=edge.server)
+    packed = gzip.compress(json.dumps(CHAT).encode())
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: {len(packed)}\r\n"
+    client.send(head.encode() + b"content-encoding: gzip\r\n\r\n" + packed)
+    client.leave()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert edge.server.bodies.used_bytes == 0
+    assert edge.auth.asked == []
+
+
 async def test_media_from_a_private_address_are_refused_and_the_lease_is_given_back(edge: Edge) -> None:
     parts = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}]
     response = await edge.http.post("/v1/completions", json={**CHAT, "messages": [{"role": "user", "content": parts}]})

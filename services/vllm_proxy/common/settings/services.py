@@ -76,7 +76,8 @@ class Auth(Section):
     default_response_tokens: PositiveInt = 1024
     """Response tokens to reserve when a request does not say max_tokens."""
     max_response_tokens: PositiveInt | None = None
-    """Tokens of one answer that a key may ask for, unless the key says otherwise; null: unlimited."""
+    """Tokens of one answer that a key may ask for, unless the key says otherwise; null: unlimited. Transcriptions and
+    translations of sound cannot be asked to end earlier: they are charged, not cut."""
     priority_classes: dict[str, Annotated[int, Field(ge=-1000, le=1000)]] = {"high": -10, "normal": 0, "low": 10}
     """Classes that a key's `priority` may name; a lower number goes first. Must have `normal`, the default."""
     admission_wait_ms: Annotated[int, Field(ge=0)] = 0
