@@ -59,11 +59,11 @@ async def _show_effective(args: argparse.Namespace, connection: Connection, outp
     rows = [_compared(connection, each) for each in told]
     if output.as_json:
         output.json({"config": str(connection.loaded.path), "services": rows})
-    elif args.service and told[0].answer is not None:
-        _print_settings(output, told[0].answer)
+    elif args.service and (answers := [each.answer for each in told if each.answer is not None]):
+        _print_settings(output, answers[0])
     else:
         _print_differences(output, rows)
-    if down := [each.process.name for each in told if each.error]:
+    if down := [each.process.name for each in told if each.failed]:
         raise NotAllServing(f"no answer from {', '.join(down)}")
 
 

@@ -50,5 +50,5 @@ async def _level(args: argparse.Namespace, connection: Connection, output: Outpu
         output.json(rows)
     else:
         output.table(["SERVICE", "LEVEL"], ([t.process.name, t.answer or t.error] for t in told))
-    if any(each.error for each in told):
+    if any(each.failed for each in told):
         raise NotAllServing("not every service answered")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc.aio
 
 from vllm_proxy.api.common.v1 import maintenance_pb2_grpc
 from vllm_proxy.cli.connection import Connection
-from vllm_proxy.cli.services import EDGE, NGINX, services_of
+from vllm_proxy.cli.services import AUTH, EDGE, NGINX, services_of
 from vllm_proxy.cli.values import BadValue
 from vllm_proxy.common.errors import EngineUnavailable, RequestTimeout
 from vllm_proxy.common.rpc.status import from_rpc_error
@@ -19,6 +19,7 @@ from vllm_proxy.common.rpc.worker_sockets import living_workers
 
 Stub = maintenance_pb2_grpc.MaintenanceServiceStub
 NO_ANSWER = "does not answer"
+STANDS_BY = "does not answer, as a replica that stands by does not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Told:
     answer: Any = None
     error: str | None = None
     is_down: bool = False
+    """It does not answer, though it should."""
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None and self.error != STANDS_BY
 
 
 def processes_of(connection: Connection, names: Iterable[str] = ()) -> list[Process]:
@@ -82,4 +88,10 @@ async def tell_all(
                 return Told(process, error=NO_ANSWER, is_down=True)
             return Told(process, error=error.message)
 
-    return list(await asyncio.gather(*map(tell, processes)))
+    told = await asyncio.gather(*map(tell, processes))
+    # Of several auth replicas one leads and answers; the others take over from it.
+    led = {each.process.service for each in told if each.answer is not None and each.process.service == AUTH}
+    return [
+        replace(each, error=STANDS_BY, is_down=False) if each.is_down and each.process.service in led else each
+        for each in told
+    ]

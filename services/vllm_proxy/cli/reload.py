@@ -43,8 +43,8 @@ async def _reload(args: argparse.Namespace, connection: Connection, output: Outp
     else:
         output.table(["SERVICE", "OUTCOME", "WHAT"], (line for row in rows for line in _lines(row)), _COLOURS)
         if restarts := sorted({pending["restart"] for row in rows for pending in row["needs_restart"]}):
-            output.note(f"To put the rest in force, restart {', '.join(restarts)}.")
-    if any(each.error and not each.is_down for each in told) or any(row["problems"] for row in rows):
+            output.note(f"Restart {', '.join(restarts)} to put the rest in force; `make restart` restarts everything.")
+    if any(each.failed and not each.is_down for each in told) or any(row["problems"] for row in rows):
         raise Failed("not everything was put in force")
     if down := [each.process.name for each in told if each.is_down]:
         raise NotAllServing(f"no answer from {', '.join(down)}: it reads the file when it starts")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vllm_proxy.common.settings import ConfigError, LoadedSettings, Settings
 
-EDGE, NGINX, SUPERVISOR = "edge", "nginx", "supervisord"
+AUTH, EDGE, NGINX, SUPERVISOR = "auth", "edge", "nginx", "supervisord"
 _WORKER_LOG = re.compile(r"fastapi(-\d+)?\.log")
 
 
@@ -32,7 +32,7 @@ def services_of(loaded: LoadedSettings) -> list[Service]:
     """In the order of their start. nginx is among them if it is wanted or was started."""
     settings, folder = loaded.settings, loaded.settings.logs.dir
     found = [
-        Service("auth", settings.auth.address, (folder / "auth.log",)),
+        Service(AUTH, settings.auth.address, (folder / "auth.log",)),
         Service("router", settings.router.address, (folder / "router.log",)),
     ]
     for name, spec in settings.hosts(loaded.root).items():
