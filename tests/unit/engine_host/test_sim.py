@@ -184,6 +184,8 @@ async def test_several_prompts_and_token_ids(sim: httpx.AsyncClient) -> None:
         (b"[]", 400, "object"),
         (b'{"messages":[{"role":"user","content":"x"}]}', 400, "model"),
         (b'{"model":"sim"}', 400, "messages"),
+        (b'{"model":"sim","messages":[{"content":"x"}]}', 400, "role"),
+        (b'{"model":"sim","messages":[{"role":"user"}],"stream":"yes"}', 400, "stream"),
         (b'{"model":"sim","messages":[{"role":"user","content":"x"}],"max_tokens":0}', 400, "max_tokens"),
         (b'{"model":"sim","messages":[{"role":"user","content":"x"}],"max_tokens":9999999}', 400, "context length"),
         (b'{"model":"nope","messages":[{"role":"user","content":"x"}]}', 404, "`nope` does not exist"),

@@ -112,6 +112,9 @@ class SimApp:
             raise Refused(
                 400, f"This model's maximum context length is {self._max_model_len} tokens, and {longest} are needed."
             )
+        stream = body.get("stream")
+        if stream is not None and not isinstance(stream, bool):
+            raise Refused(400, "stream: true or false is needed.", param="stream")
         options = body.get("stream_options")
         return Asked(
             model=model,
@@ -119,7 +122,7 @@ class SimApp:
             choices=_positive("n", body.get("n"), 1, MAX_CHOICES),
             max_tokens=max_tokens,
             finish_reason="stop" if limit is None else "length",
-            stream=body.get("stream") is True,
+            stream=stream is True,
             include_usage=isinstance(options, dict) and options.get("include_usage") is True,
             running_usage=isinstance(options, dict) and options.get("continuous_usage_stats") is True,
             seed=sim_text.seed_of(body, prompts[0]),
@@ -154,7 +157,9 @@ def _chat_prompts(body: dict[str, Any]) -> list[bytes]:
         raise Refused(400, "messages: a list with at least one message is needed.")
     texts: list[str] = []
     for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise Refused(400, "messages: each is an object with a role.", param="messages")
+        content = message.get("content")
         parts = content if isinstance(content, list) else [{"text": content}]
         texts += [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
     return ["\n".join(texts).encode()]
