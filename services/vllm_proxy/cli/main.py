@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.standalone is not None:
             return int(args.standalone(args, args.config or _config(), output))
         return asyncio.run(_run(args, output))
-    except (ConfigError, BadValue) as e:
+    except ConfigError as e:
+        faults = [str(e)] if output.as_json else str(e).splitlines()
+        return max(_fail(output, fault, WRONG) for fault in faults)
+    except BadValue as e:
         return _fail(output, str(e), WRONG)
     except InvalidRequest as e:
         return _fail(output, e.message, WRONG)
