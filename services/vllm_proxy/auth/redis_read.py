@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from vllm_proxy.auth.redis_batch import Keys, unpack
@@ -93,6 +94,16 @@ async def read_keys(client: Client, keys: Keys) -> list[StoredKey]:
         for at_ms, by in (unpack(made[digest]),)
     ]
     return sorted(found, key=lambda key: (key.created_at_ms, key.digest))
+
+
+async def read_key(client: Any, keys: Keys, digest_prefix: bytes) -> StoredKey | None:
+    """The server looks through all keys, and sends the one that is asked for only."""
+    pattern = re.sub(rb"([*?\\[\]\\])", rb"\\\1", digest_prefix) + b"*"
+    async for digest, data in client.hscan_iter(keys["keys"], match=pattern, count=_PAGE):
+        at_ms, by = unpack(await client.hget(keys["made"], digest))
+        revoked = await client.hget(keys["revoked"], digest)
+        return StoredKey(digest, data.decode(), at_ms, by, None if revoked is None else int(revoked))
+    return None
 
 
 def page_of_keys(found: list[StoredKey], query: KeyQuery) -> list[StoredKey]:

@@ -21,7 +21,7 @@ from vllm_proxy.auth.config import AuthConfig
 from vllm_proxy.auth.leadership import DataLost, Deposed, Leadership
 from vllm_proxy.auth.metrics import AuthMetrics
 from vllm_proxy.auth.redis_batch import Batch, Keys
-from vllm_proxy.auth.redis_read import page_of_keys, read_audit, read_keys, read_state, read_usage
+from vllm_proxy.auth.redis_read import page_of_keys, read_audit, read_key, read_keys, read_state, read_usage
 from vllm_proxy.auth.redis_scripts import APPEND
 from vllm_proxy.auth.redis_url import FAULTS, Client, connect, disconnect, is_outage, parse
 from vllm_proxy.auth.store import (
@@ -135,8 +135,7 @@ class RedisStore:
         return await self._ask(read_usage(self._client, self._keys, query))
 
     async def stored_key(self, digest_prefix: bytes) -> StoredKey | None:
-        found = await self._ask(read_keys(self._client, self._keys))
-        return next((key for key in found if key.digest.startswith(digest_prefix)), None)
+        return await self._ask(read_key(self._client, self._keys, digest_prefix))
 
     async def stored_keys(self, query: KeyQuery) -> list[StoredKey]:
         return page_of_keys(await self._ask(read_keys(self._client, self._keys)), query)

@@ -167,6 +167,14 @@ class TestKeys:
         assert found == (*key, 77)
         assert await store.stored_key(b"nobody") is None
 
+    async def test_a_hash_is_not_a_pattern(self, store: SqliteStore) -> None:
+        odd, other = (made(1)._replace(digest=start.ljust(32, b"x")) for start in (rb"*?[\]^", b"abcdef"))
+        await make_durable(store, [other])
+        assert await store.stored_key(odd.digest[:6]) is None
+        assert await store.stored_key(b"??????") is None
+        await make_durable(store, [odd])
+        assert await store.stored_key(odd.digest[:6]) == (*odd, None)
+
     @pytest.mark.parametrize("query", [KeyQuery(1000), KeyQuery(1000, user="u")], ids=["all", "one user's"])
     async def test_a_page_costs_the_same_wherever_it_is(self, store: SqliteStore, query: KeyQuery) -> None:
         await make_durable(store, [made(number) for number in range(20_000)])
