@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def writable(site: Site) -> Iterator[Finding]:
             good += 1
     if good:
         yield ok(f"{good} folders can be written to")
+    run_dir = site.settings.run_dir
+    if run_dir.is_dir() and os.geteuid() not in (0, run_dir.stat().st_uid):
+        owner = _user(run_dir.stat().st_uid)
+        yield warn(
+            f"the services belong to {owner}: what {_user(os.geteuid())} sees of them is not all there is",
+            f"sudo -u {owner} scripts/vllm-proxy doctor",
+        )
 
 
 def disk_space(site: Site) -> Iterator[Finding]:
@@ -81,6 +89,13 @@ def _fault(folder: Path) -> str:
             return "" if os.access(there, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
         return "" if e.errno == errno.ENOSPC else os.strerror(e.errno or 0)
     return ""
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def _nearest(folder: Path) -> Path:
