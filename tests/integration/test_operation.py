@@ -166,9 +166,9 @@ class TestTop:
         with started(cluster, "top", "--interval", INTERVAL_S, terminal=True) as top:
             top.wait_for(b"HOST")
             shown = top.read()
-            assert shown.startswith(b"\x1b[?1049h\x1b[?25l")
+            assert shown.startswith(b"\x1b[?1049h\x1b[?25l\x1b[?7l")
             assert top.interrupt() == 130
-            assert top.shown.endswith(b"\x1b[?25h\x1b[?1049l")
+            assert top.shown.endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
             assert top.errors() == b""
 
     def test_elsewhere_it_prints_samples(self, cluster: Cluster) -> None:

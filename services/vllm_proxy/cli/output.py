@@ -13,6 +13,12 @@ BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 _GAP = "  "
 
 
+class Figure(str):
+    """A number with its unit or its digits: stands to the right in a table, as numbers do."""
+
+    __slots__ = ()
+
+
 class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -51,7 +57,7 @@ class Output:
         cells = [[_shown(value) for value in row] for row in rows]
         numeric = [
             bool(rows)
-            and all(isinstance(row[i], int | None) for row in rows)
+            and all(isinstance(row[i], int | Figure | None) for row in rows)
             and any(row[i] is not None for row in rows)
             for i in range(len(header))
         ]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from vllm_proxy.cli.command import Commands, NotAllServing, add_command
 from vllm_proxy.cli.connection import Connection
 from vllm_proxy.cli.fleet import SERVING, Fleet, look
-from vllm_proxy.cli.output import BOLD, GREEN, RED, YELLOW, Output
+from vllm_proxy.cli.output import BOLD, GREEN, RED, YELLOW, Figure, Output
 from vllm_proxy.cli.process_rows import ProcessRow, left_behind, rows, supervised_processes
 from vllm_proxy.cli.router_views import adapter_views, host_view, model_view
 from vllm_proxy.cli.services import NGINX, Service, edge_url, services_of
@@ -142,7 +142,7 @@ def _print(output: Output, view: dict[str, Any], *, whole: bool) -> None:
             [
                 s["process"],
                 s["state"],
-                None if s["pid"] is None else str(s["pid"]),
+                None if s["pid"] is None else Figure(s["pid"]),
                 span(s["uptime_s"]),
                 s["machine"] or "",
                 s["log"],
@@ -198,12 +198,12 @@ def print_hosts(output: Output, hosts: list[dict[str, Any]]) -> None:
     )
 
 
-def percent(part: float) -> str:
-    return f"{part:.0%}"
+def percent(part: float) -> Figure:
+    return Figure(f"{part:.0%}")
 
 
-def span(seconds: int | None) -> str | None:
+def span(seconds: int | None) -> Figure | None:
     if seconds is None:
         return None
     days, rest = divmod(seconds, 86_400)
-    return f"{f'{days}d ' if days else ''}{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return Figure(f"{f'{days}d ' if days else ''}{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}")

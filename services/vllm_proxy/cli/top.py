@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm_proxy.cli.command import Commands, Failed, add_command
 from vllm_proxy.cli.connection import Connection
-from vllm_proxy.cli.output import BOLD, Output
+from vllm_proxy.cli.output import BOLD, Figure, Output
 from vllm_proxy.cli.status import STATE_COLOURS, percent
 from vllm_proxy.cli.top_sample import Moment, compare, observe
 from vllm_proxy.cli.values import BadValue
@@ -23,8 +23,8 @@ from vllm_proxy.cli.values import BadValue
 DEFAULT_INTERVAL_S = 2.0
 LEAST_INTERVAL_S = 0.2
 DEFAULT_KEYS = 15
-#: The other screen, without a cursor, and back.
-_ENTER, _LEAVE = "\033[?1049h\033[?25l", "\033[?25h\033[?1049l"
+#: The other screen, without a cursor and with lines cut off at its edge, and back.
+_ENTER, _LEAVE = "\033[?1049h\033[?25l\033[?7l", "\033[?7h\033[?25h\033[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\033[H", "\033[K", "\033[J"
 
 
@@ -113,7 +113,9 @@ def _print(output: Output, sample: dict[str, Any]) -> None:
     total = sample["total"]
     output.line(
         f"{output.paint(sample['at'], BOLD)}  {_number(total['requests_per_s'])} requests/s  "
-        f"{_number(total['completion_tokens_per_s'])} tokens/s out, {_number(total['prompt_tokens_per_s'])} in  "
+        f"{_number(total['completion_tokens_per_s'])} tokens/s out, {_number(total['prompt_tokens_per_s'])} in"
+    )
+    output.line(
         f"TTFT p50 {_ms(total['ttft_p50_ms'])}, p95 {_ms(total['ttft_p95_ms'])}  "
         f"{_count(total['in_flight'])} running, {_count(total['waiting'])} waiting  "
         f"{_number(total['refused_per_s'])} refused/s"
@@ -159,12 +161,12 @@ def _print(output: Output, sample: dict[str, Any]) -> None:
     output.line()
 
 
-def _number(value: float | None) -> str | None:
-    return "-" if value is None else f"{value:,.1f}"
+def _number(value: float | None) -> Figure:
+    return Figure("-" if value is None else f"{value:,.1f}")
 
 
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f} ms"
+def _ms(value: float | None) -> Figure:
+    return Figure("-" if value is None else f"{value:,.0f} ms")
 
 
 def _count(value: int | None) -> str:
