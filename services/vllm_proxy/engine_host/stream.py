@@ -7,7 +7,6 @@ the application's `send` wait while the request has no credit. Sessions, limits 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import itertools
 import logging
 import secrets
@@ -77,11 +76,11 @@ class RequestStream:
         "_credit_waiter",
         "_disconnected",
         "_head",
-        "_inbound",
         "_kill_timer",
         "_on_end",
         "_on_ready",
         "_pieces",
+        "_receivers",
         "_started_at",
         "_stop",
         "_task",
@@ -137,7 +136,8 @@ class RequestStream:
         self._credit_waiter: asyncio.Future[None] | None = None
         self._body: deque[bytes] = deque()
         self._body_complete = False
-        self._inbound = asyncio.Event()
+        #: Where the application's `receive` waits.
+        self._receivers: list[asyncio.Future[None]] = []
         self._complete = False
         self._disconnected = False
         self._stop: tuple[auth_pb2.Outcome, ServiceError | None] | None = None
@@ -163,13 +163,9 @@ class RequestStream:
     def start(self, app: AsgiApp) -> None:
         """Runs the application in a task of its own that counts into `meter`."""
         loop = asyncio.get_running_loop()
-        context = contextvars.copy_context()
-        context.run(current_meter.set, self.meter)
-        context.run(current_key_id.set, self.envelope.key_id)
-        context.run(current_priority.set, self.envelope.priority)
-        if self.envelope.timeout_ms:
-            self._timeout_timer = loop.call_later(self.envelope.timeout_ms / 1000, self._timed_out)
-        self._task = loop.create_task(self._run(app), context=context)
+        if timeout_ms := self.envelope.timeout_ms:
+            self._timeout_timer = loop.call_later(timeout_ms / 1000, self._timed_out)
+        self._task = loop.create_task(self._run(app))
 
     def refuse(self, error: ServiceError) -> None:
         """Ends a request that was never started."""
@@ -180,7 +176,7 @@ class RequestStream:
         if data or complete:
             self._body.append(data)
         self._body_complete = complete
-        self._inbound.set()
+        self._wake_receivers()
 
     def grant(self, credit_bytes: int) -> None:
         self._balance += credit_bytes
@@ -196,7 +192,7 @@ class RequestStream:
             return
         self._stop = (outcome, error)
         self._disconnected = True
-        self._inbound.set()
+        self._wake_receivers()
         self._release_sender()
         if self._task is None:
             self._end(outcome, error)
@@ -289,8 +285,15 @@ class RequestStream:
                 return {"type": "http.request", "body": piece, "more_body": more}
             if self._complete:
                 return {"type": "http.disconnect"}
-            self._inbound.clear()
-            await self._inbound.wait()
+            receiver: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._receivers.append(receiver)
+            await receiver
+
+    def _wake_receivers(self) -> None:
+        for receiver in self._receivers:
+            if not receiver.done():  # it may have been cancelled
+                receiver.set_result(None)
+        self._receivers.clear()
 
     async def _send(self, message: Message) -> None:
         if self._disconnected or self._complete:
@@ -311,7 +314,7 @@ class RequestStream:
                     await self._credit()
             if not message.get("more_body", False) and not self._disconnected:
                 self._complete = True
-                self._inbound.set()
+                self._wake_receivers()
                 # Here, not when the application returns: so the end shares the message of the last bytes, and a
                 # client that saw its answer's end finds its concurrency slot free.
                 self._end(auth_pb2.OUTCOME_FINISHED, None)
@@ -344,6 +347,10 @@ class RequestStream:
 
     async def _run(self, app: AsgiApp) -> None:
         fault: BaseException | None = None
+        # The task's own context: nobody else sees these.
+        current_meter.set(self.meter)
+        current_key_id.set(self.envelope.key_id)
+        current_priority.set(self.envelope.priority)
         try:
             await app(self._scope(), self._receive, self._send)
         except asyncio.CancelledError as e:
