@@ -139,23 +139,34 @@ class _Admission:
             facts.holder_tag = tag_of(facts.path.split("/")[3])
         elif body.previous_response_id:
             facts.holder_tag = tag_of(body.previous_response_id)
-        admit = auth_pb2.AdmitRequest(
-            api_key_sha256=api_key_sha256(request.headers),
-            operation=auth_pb2.OPERATION_INFERENCE,
-            request_id=facts.request_id,
-            model=facts.model or "",
-            prompt_tokens_estimate=body.prompt_tokens,
-            prompt_bytes=body.prompt_bytes,
-            prompt_script=script_of(request.body) if body.prompt_bytes else auth_pb2.PROMPT_SCRIPT_UNSPECIFIED,
-            response_tokens=body.response_tokens,
-            choices=body.choices,
-            client_is_local=client_is_local(request.origin, request.headers),
-            names_no_model=facts.route.model_in is ModelIn.NOWHERE,
-        )
+        admit = self._admit_request(body)
         self._asked_at = context.clock()
         if facts.trace is not None:
             admit.traceparent = facts.trace.asked(self._asked_at)
         self._seq = context.auth.ask(admit, self._answered)
+
+    def _admit_request(self, body: BodyPeek) -> auth_pb2.AdmitRequest:
+        # Field by field, and only what is not the default: a third of what the constructor costs.
+        request, facts = self._request, self._facts
+        admit = auth_pb2.AdmitRequest()
+        admit.api_key_sha256 = api_key_sha256(request.headers)
+        admit.operation = auth_pb2.OPERATION_INFERENCE
+        admit.request_id = facts.request_id
+        if facts.model:
+            admit.model = facts.model
+        if body.prompt_tokens:
+            admit.prompt_tokens_estimate = body.prompt_tokens
+        if body.prompt_bytes:
+            admit.prompt_bytes = body.prompt_bytes
+            admit.prompt_script = script_of(request.body)
+        if body.response_tokens is not None:
+            admit.response_tokens = body.response_tokens
+        admit.choices = body.choices
+        if client_is_local(request.origin, request.headers):
+            admit.client_is_local = True
+        if facts.route.model_in is ModelIn.NOWHERE:
+            admit.names_no_model = True
+        return admit
 
     def _answered(self, answer: auth_pb2.AdmitResponse | ServiceError) -> None:
         context, request, facts = self._context, self._request, self._facts

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,8 +26,7 @@ MAX_UINT32 = 2**32 - 1
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class BodyPeek:
+class BodyPeek(NamedTuple):
     """What the body says, as far as it can be read. `model` is None if it names none."""
 
     model: str | None = None
@@ -72,7 +70,7 @@ def peek(body: bytes, work: Work = Work.GENERATE, limits: tuple[str, ...] = _LIM
     """Reads what it can; a body that no JSON reader takes gives a BodyPeek of defaults. `limits` are the fields that
     limit an answer, by their precedence."""
     found = _peek(body, work, limits)
-    return found if work is Work.GENERATE else replace(found, choices=1, response_tokens=0)
+    return found if work is Work.GENERATE else found._replace(choices=1, response_tokens=0)
 
 
 def _peek(body: bytes, work: Work, limits: tuple[str, ...]) -> BodyPeek:
