@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 import orjson
 
-#: The lines of requests wait so long to be made and written together: at once, each would hold up an answer.
+#: The lines of requests wait so long to be made and written together: at once, each would hold up an answer. A process
+#: that is killed loses what waits.
 REQUEST_LINES_DELAY_S = 0.005
 #: When it was logged, by which logger, the event and its fields.
 _Unformatted = tuple[float, str, str, dict[str, Any]]
