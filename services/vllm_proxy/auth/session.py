@@ -37,7 +37,8 @@ class Session:
         self._trace = trace
         self._owner_id = ""
         self._admits: deque[pb.AdmitResponse] = deque()
-        self._settles: deque[pb.SettleResponse] = deque()
+        #: `seq` and whether it was applied.
+        self._settles: deque[tuple[int, bool]] = deque()
         #: Admissions that wait for room, by their `seq`.
         self._waiting: dict[int, Waiter] = {}
         #: Groups that the store has not made durable yet.
@@ -105,15 +106,15 @@ class Session:
             admission.book.renew(owner_id, message.renew_lease_ids)
         records: list[Record] = []
         admits: list[pb.AdmitResponse] = []
-        settles: list[pb.SettleResponse] = []
+        settles: list[tuple[int, bool]] = []
         # Settlements first: what they free is there for the admissions beside them.
         for settle in message.settles:
             if not settle.lease_id:
-                settles.append(pb.SettleResponse(seq=settle.seq, applied=False))
+                settles.append((settle.seq, False))
                 continue
             verdict = admission.book.settle(settlement_of(settle))
             records += verdict.records
-            settles.append(pb.SettleResponse(seq=settle.seq, applied=verdict.applied))
+            settles.append((settle.seq, verdict.applied))
         admission.waiting.serve()
         for seq in message.cancel_admit_seqs:
             if (waiter := self._waiting.pop(seq, None)) is not None:
@@ -164,7 +165,7 @@ class Session:
             self._admission.waiting.cancel(waiter)
         self._waiting.clear()
 
-    def _durable(self, admits: list[pb.AdmitResponse], settles: list[pb.SettleResponse]) -> None:
+    def _durable(self, admits: list[pb.AdmitResponse], settles: list[tuple[int, bool]]) -> None:
         self._undurable -= 1
         self._admits += admits
         self._settles += settles
@@ -174,9 +175,11 @@ class Session:
         await self._context.write(pb.SessionResponse(lease_ttl_ms=self._admission.lease_ttl_ms))
         while True:
             while self._admits or self._settles or self._pong:
-                answers = pb.SessionResponse(
-                    admits=_pop(self._admits, _MAX_ANSWERS), settles=_pop(self._settles, _MAX_ANSWERS), pong=self._pong
-                )
+                answers = pb.SessionResponse(admits=_pop(self._admits, _MAX_ANSWERS), pong=self._pong)
+                for seq, applied in _pop(self._settles, _MAX_ANSWERS):
+                    answer = answers.settles.add()
+                    answer.seq = seq
+                    answer.applied = applied
                 self._pong = False
                 if self._trace is not None:
                     self._trace.answered(answers)

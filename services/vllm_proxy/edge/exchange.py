@@ -255,16 +255,19 @@ class Exchange:
         envelope.attempt = self._attempt
         envelope.method = request.route.method
         envelope.path = request.path
-        envelope.query = request.query
+        if request.query:
+            envelope.query = request.query
         for name, value in request.headers:
             header = envelope.headers.add()
             header.name = name
             header.value = value
         envelope.model = request.model or ""
-        envelope.traceparent = request.traceparent
+        if request.traceparent:
+            envelope.traceparent = request.traceparent
         envelope.timeout_ms = min(max(1, int(left_s * 1000)), MAX_UINT32)
         envelope.key_id = request.key_id
-        envelope.priority = request.priority
+        if request.priority:
+            envelope.priority = request.priority
 
     def head(self, status: int, headers: HeaderList) -> None:
         if not (self._response.started or self._response.closed):

@@ -29,27 +29,24 @@ _LIVE_GAUGE = re.compile(r"gauge_live\w*_(\d+)\.db")
 class Observations:
     """What a histogram has not been told yet."""
 
-    __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
+    __slots__ = ("_histogram", "_values", "add")
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._bounds = histogram._upper_bounds
-        self._counts = [0] * len(self._bounds)
-        self._sum = 0.0
-
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._values: list[float] = []
+        #: Takes a value.
+        self.add = self._values.append
 
     def flush(self) -> None:
+        if not self._values:
+            return
         # prometheus_client has no public way to add more than one observation at once. Its buckets are not cumulative.
-        for bucket, count in enumerate(self._counts):
-            if count:
-                self._histogram._buckets[bucket].inc(count)
-                self._counts[bucket] = 0
-        if self._sum:
-            self._histogram._sum.inc(self._sum)
-            self._sum = 0.0
+        bounds = self._histogram._upper_bounds
+        counts = Tally([bisect_left(bounds, value) for value in self._values])
+        for bucket, count in counts.items():
+            self._histogram._buckets[bucket].inc(count)
+        self._histogram._sum.inc(sum(self._values))
+        self._values.clear()
 
 
 class WorkerProcess:
