@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,11 +71,13 @@ class Installation:
 
 
 @pytest.fixture
-def installation(tmp_path: Path) -> Iterator[Installation]:
-    made = Installation(tmp_path / "an installation")
-    yield made
-    made.control("stop")
-    assert made.processes() == []
+def installation() -> Iterator[Installation]:
+    # A short path: a Unix socket's has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="vp-", dir="/tmp") as folder:
+        made = Installation(Path(folder) / "an installation")
+        yield made
+        made.control("stop")
+        assert made.processes() == []
 
 
 @contextlib.contextmanager

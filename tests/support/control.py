@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import grpc
+import orjson
 
 from vllm_proxy.api.auth.v1 import auth_pb2, auth_pb2_grpc
 from vllm_proxy.api.router.v1 import router_pb2, router_pb2_grpc
 from vllm_proxy.common.rpc.address import dial_target
 
 CALL_TIMEOUT_S = 5.0
+#: A call that runs into a service's death is asked again; all of them only read.
+_RETRY = {"maxAttempts": 5, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2}
+_ASK_AGAIN = orjson.dumps(
+    {"methodConfig": [{"name": [{}], "retryPolicy": {**_RETRY, "retryableStatusCodes": ["UNAVAILABLE"]}}]}
+).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,11 @@ class Control:
     """Blocking stubs of auth and router. An answer that does not come raises grpc.RpcError."""
 
     def __init__(self, auth_target: str, router_target: str) -> None:
-        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        options: list[tuple[str, object]] = [
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 200),
+            ("grpc.service_config", _ASK_AGAIN),
+        ]
         self._channels = [
             grpc.insecure_channel(dial_target(target), options=options) for target in (auth_target, router_target)
         ]

@@ -62,7 +62,9 @@ async def test_unpacking_ends_as_soon_as_nothing_more_can_be_held() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"hello", gzip.compress(b"hello")[:-1], gzip.compress(b"hello") + b"x", zlib.compress(b"hello")]
+    "body",
+    [b"hello", gzip.compress(b"hello")[:-1], gzip.compress(b"hello") + b"x", zlib.compress(b"hello")],
+    ids=["plain", "cut", "trailing", "zlib"],
 )
 async def test_what_is_not_gzip(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
