@@ -71,16 +71,10 @@ check: ## Format, lint, types, protos, unit tests: what one runs while writing
 	@scripts/phase.sh "lint" $(GATEWAY) -m ruff check .
 	@scripts/phase.sh "types" $(GATEWAY) -m mypy
 	@scripts/phase.sh "protos" $(MAKE) protos-check
-	@scripts/phase.sh "unit tests" $(GATEWAY) -m pytest -q tests/unit
+	@scripts/phase.sh "unit tests" $(GATEWAY) -m pytest -q -n 2 tests/unit
 
 test: ## Everything that needs no GPU: make check, then integration tests and the real engines
-	@scripts/install.sh dev demo sglang clients
-	@$(MAKE) check
-	@scripts/phase.sh "integration tests" $(GATEWAY) -m pytest -q tests/integration tests/conformance
-	@scripts/phase.sh "demo model and adapters" $(MAKE) demo-lora
-	@scripts/phase.sh "engine tests (the real vLLM and SGLang)" $(GATEWAY) -m pytest -q tests/engine
-	@scripts/phase.sh "system tests (all services on the real vLLM)" $(GATEWAY) -m pytest -q tests/system
-	@scripts/phase.sh "parity with vLLM's own server" $(GATEWAY) -m pytest -q tests/parity
+	@scripts/test.sh
 
 parity: demo-lora ## Compares the gateway with vLLM's own server, answer by answer
 	@scripts/install.sh dev clients

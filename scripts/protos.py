@@ -58,7 +58,7 @@ def import_everywhere(modules: list[str]) -> list[str]:
     code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
     for environment in ENVIRONMENTS:
         python = environment / "bin" / "python"
-        if not python.exists() or (environment / ".installing").exists():
+        if not any(environment.glob(".installed-*")) or (environment / ".installing").exists():
             continue
         done = subprocess.run(
             [str(python), "-W", "error", "-c", code, *modules],

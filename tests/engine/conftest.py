@@ -13,9 +13,6 @@ from tests.engine.crash import Crash, crash
 from tests.engine.running import EngineClient, RunningEngine
 from tests.engine.table import Table
 
-#: Starting an engine takes most of a minute, and longer on a busy machine.
-TEST_TIMEOUT_S = 400
-
 _TABLE = pytest.StashKey[Table]()
 
 
@@ -25,17 +22,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(name): the row of docs/ENGINES.md that a test stands for")
+    config.addinivalue_line("markers", "one_host: not again at a second host of the same engine, by the same code")
     config.stash[_TABLE] = Table([column.name for column in selected()])
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    again = [item for item in items if item.get_closest_marker("one_host") and _has_one_before(item)]
+    if again:
+        items[:] = [item for item in items if item not in again]
+        config.hook.pytest_deselected(items=again)
     for item in items:
-        if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
         if reason := _cannot(item):
             item.add_marker(pytest.mark.skip(reason=reason))
-    # One engine at a time; it is killed when all other tests of its columns are through.
+    # One engine at a time in a process; it is killed when all other tests of its columns are through.
     order = list(dict.fromkeys(column.engine for column in selected()))
     names = [column.name for column in selected()]
 
@@ -52,6 +52,12 @@ def _column(item: pytest.Item) -> Column | None:
     call = getattr(item, "callspec", None)
     found = call.params.get("engine") if call is not None else None
     return found if isinstance(found, Column) else None
+
+
+def _has_one_before(item: pytest.Item) -> bool:
+    """Whether another column of the run is a host of the same engine process."""
+    column = _column(item)
+    return column is not None and next(c for c in selected() if c.engine == column.engine) != column
 
 
 def _cannot(item: pytest.Item) -> str:

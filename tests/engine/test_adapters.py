@@ -76,6 +76,7 @@ def _link_out(folder: Path) -> None:
 
 
 @pytest.mark.row("bad adapters are refused with their reason")
+@pytest.mark.one_host
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -105,6 +106,7 @@ async def test_a_bad_adapter_is_refused_with_its_reason(
 
 
 @pytest.mark.row("bad adapters are refused with their reason")
+@pytest.mark.one_host
 @pytest.mark.parametrize(
     ("name", "path"),
     [

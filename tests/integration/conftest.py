@@ -10,7 +10,13 @@ import pytest
 from tests.support.cluster import Cluster
 
 StartCluster = Callable[..., Cluster]
+#: What takes longest goes first: `make test` runs files side by side, and none is to be left alone at the end.
+LONGEST = ("test_supervision", "test_chaos", "test_supervised_kills", "test_redis_store")
 _RUNNING = pytest.StashKey[list[Cluster]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="module")

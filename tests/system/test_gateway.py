@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from tests.engine.columns import BASE
 from tests.engine.running import ADAPTERS, QUESTION, pids_of_engine, voice
-from tests.support.cluster import ADMIN, ALICE, BOB, ApiKey, Cluster
+from tests.real_gateway import load_adapter, unload_adapter
+from tests.support.cluster import ALICE, BOB, ApiKey, Cluster
 from tests.support.wait import eventually, wait_until
-from tests.system.conftest import BASE
 
 MESSAGES = [{"role": "user", "content": QUESTION}]
 SPEAKERS = {BASE: "base", "pirate": "pirate", "robot": "robot"}
@@ -40,19 +41,13 @@ async def client(gateway: Cluster) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def admin(gateway: Cluster, path: str, body: dict[str, Any]) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=120) as http:
-        return await http.post(gateway.url + path, json=body, headers={"Authorization": f"Bearer {ADMIN.key}"})
-
-
 async def load(gateway: Cluster, name: str, folder: str) -> None:
-    body = {"lora_name": name, "lora_path": str(ADAPTERS / folder)}
-    answer = await admin(gateway, "/admin/load-lora-adapter", body)
+    answer = await asyncio.to_thread(load_adapter, gateway, name, folder)
     assert answer.status_code == 200, answer.text
 
 
 async def unload(gateway: Cluster, name: str) -> None:
-    answer = await admin(gateway, "/admin/unload-lora-adapter", {"lora_name": name})
+    answer = await asyncio.to_thread(unload_adapter, gateway, name)
     assert answer.status_code == 200, answer.text
 
 
@@ -94,7 +89,7 @@ async def test_the_base_an_adapter_and_one_dropped_into_the_folder(
 
 
 async def test_a_bad_adapter_is_refused_with_its_reason(gateway: Cluster) -> None:
-    answer = await admin(gateway, "/admin/load-lora-adapter", {"lora_name": "x", "lora_path": "/etc"})
+    answer = await asyncio.to_thread(load_adapter, gateway, "x", "/etc")
     assert answer.status_code == 400
     assert "allowed_roots" in answer.json()["error"]["message"]
 

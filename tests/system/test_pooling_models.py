@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from tests.engine.columns import MODEL
+from tests.engine.columns import MODEL, VLLM_ENVIRONMENT
 from tests.engine.running import require_model
 from tests.support.cluster import ALICE, Cluster
 from tests.support.http_client import Client
@@ -41,7 +41,7 @@ def pooling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     config = {
         "engine_hosts": {"embedder": host("embedder", "--convert embed"), "reranker": host("reranker", "")},
         "vllm": {
-            "extra_env": {"VLLM_CPU_KVCACHE_SPACE": 1, "HF_HUB_OFFLINE": 1},
+            "extra_env": VLLM_ENVIRONMENT,
             "lora": {"enabled": False},
         },
     }
