@@ -74,7 +74,8 @@ SGLANG_CPU_PACKAGES = (
     "uvloop",
     "xgrammar==0.2.7",
 )
-DEMO_PACKAGES = ("accelerate>=1.0", "gguf>=0.10", "peft>=0.17")
+#: `soundfile` is what vLLM's audio extra needs to read WAV files, for a test with a small Whisper.
+DEMO_PACKAGES = ("accelerate>=1.0", "gguf>=0.10", "peft>=0.17", "soundfile>=0.13")
 #: Programs and libraries of users, Node.js for one of them. They bring some hundred packages, none of which the project
 #: itself needs.
 CLIENT_PACKAGES = (
