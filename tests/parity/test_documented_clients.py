@@ -67,6 +67,7 @@ def output_of(command: Sequence[str | Path], folder: Path, **environment: str) -
         ("LangChain", CLIENTS_PYTHON, RETURNED),
         ("LlamaIndex", CLIENTS_PYTHON, RETURNED),
     ],
+    ids=["openai", "anthropic", "langchain", "llama-index"],
 )
 async def test_python(gateway: Cluster, tmp_path: Path, section: str, python: Path, printed: str) -> None:
     before = await gateway.settled_usage()
