@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+from tests.engine.columns import VLLM_ENVIRONMENT
 from tests.engine.running import require_model
 from tests.support.cluster import ALICE, Cluster, free_port
 from tests.support.process import ENGINE_PYTHON
@@ -35,7 +36,7 @@ def hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     command = f"python -m vllm.entrypoints.openai.api_server --model {folder} --served-model-name {NAME} {FLAGS}"
     config = {
         "engine_hosts": {NAME: {"engine": "vllm", "port": free_port(), "start_cmd": command}},
-        "vllm": {"extra_env": {"VLLM_CPU_KVCACHE_SPACE": 1, "HF_HUB_OFFLINE": 1}, "lora": {"enabled": False}},
+        "vllm": {"extra_env": VLLM_ENVIRONMENT, "lora": {"enabled": False}},
     }
     with Cluster(config, hosts=(NAME,)) as cluster:
         yield cluster
