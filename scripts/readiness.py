@@ -18,8 +18,8 @@ from scripts.supervisor_client import Supervisor, SupervisorGone
 from scripts.supervisor_config import Program, engine_section
 
 from vllm_proxy.common.engine_faults import likely_cause
-from vllm_proxy.common.rpc.address import dial_target
-from vllm_proxy.common.settings import LoadedSettings
+from vllm_proxy.common.rpc.channel import open_blocking_channel
+from vllm_proxy.common.settings import Grpc, LoadedSettings
 
 POLL_S = 0.25
 CALL_TIMEOUT_S = 2.0
@@ -74,7 +74,8 @@ def wait_ready(
     deaths = _Deaths(supervisor)
     waiting = list(wanted)
     serves_models = any(program.engine for program in wanted)
-    answers = answers or (lambda program: is_ready(program, serves_models))
+    grpc_settings = loaded.settings.grpc
+    answers = answers or (lambda program: is_ready(program, grpc_settings, serves_models))
     try:
         while True:
             waiting = [program for program in waiting if not answers(program)]
@@ -95,14 +96,14 @@ def wait_ready(
         progress.clear()
 
 
-def is_ready(program: Program, serves_models: bool = True) -> bool:
+def is_ready(program: Program, grpc_settings: Grpc, serves_models: bool = True) -> bool:
     """Whether a service answers that it serves; an edge without engines serves when it answers at all."""
     if program.name == "edge":
         status = _http_status(f"{program.address}/health")
         return status == 200 or (status is not None and not serves_models)
     if program.name == "nginx":
         return _accepts(program.address)
-    with grpc.insecure_channel(dial_target(program.address)) as channel:
+    with open_blocking_channel(program.address, grpc_settings) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=CALL_TIMEOUT_S, wait_for_ready=False

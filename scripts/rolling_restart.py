@@ -81,7 +81,7 @@ class RollingRestart:
 
     def _serves(self, process: ProcessState, program: Program) -> bool:
         if not program.ready:
-            return is_ready(program)
+            return is_ready(program, self._loaded.settings.grpc)
         now = self._now(process)
         number = process.name.rpartition("-")[2]
         path = self._loaded.root / self._loaded.settings.run_dir / program.ready.replace("%(process_num)d", number)

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from vllm_proxy.common.rpc.address import is_local, is_unix, prepare_unix
 from vllm_proxy.common.rpc.interceptors import ErrorInterceptor, TokenInterceptor
+from vllm_proxy.common.rpc.tls import server_credentials
 from vllm_proxy.common.settings import INTERNAL_TOKEN_VARIABLE, ConfigError, Grpc
 
 
@@ -21,18 +22,19 @@ class RpcServer:
 
     def __init__(self, address: str, settings: Grpc, service_names: Sequence[str]) -> None:
         """`service_names` are the full proto names, for health and reflection. Raises ConfigError if `address` can
-        be reached from elsewhere and there is no shared token."""
+        be reached from elsewhere and neither a shared token nor TLS keeps strangers out."""
         self.address = address
         self._lock: int | None = None
         self._names = tuple(service_names)
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if token := os.environ.get(INTERNAL_TOKEN_VARIABLE):
             interceptors.append(TokenInterceptor(token))
-        elif not is_local(address):
+        elif not is_local(address) and settings.tls.certificate is None:
             raise ConfigError(
                 f"{address} can be reached from other machines: set {INTERNAL_TOKEN_VARIABLE} to the same secret for "
-                "every service, or listen on loopback or a Unix socket"
+                "every service, or grpc.tls, or listen on loopback or a Unix socket"
             )
+        self._tls = settings.tls if settings.tls.certificate is not None and not is_unix(address) else None
         interceptors.append(ErrorInterceptor())
         self.server = grpc.aio.server(
             interceptors=interceptors,
@@ -53,12 +55,15 @@ class RpcServer:
 
     async def listen(self) -> str:
         """Binds and starts, NOT_SERVING. Returns the address, its port filled in if it was 0. Raises ConfigError if
-        another process listens on this Unix socket."""
+        another process listens on this Unix socket, or the files of grpc.tls cannot be used."""
         await self.set_serving(False)
         if is_unix(self.address):
             prepare_unix(self.address)
             self._lock = _lock_socket(self.address)
-        port = self.server.add_insecure_port(self.address)
+        if self._tls is not None:
+            port = self.server.add_secure_port(self.address, server_credentials(self._tls))
+        else:
+            port = self.server.add_insecure_port(self.address)
         if not is_unix(self.address):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self.server.start()

@@ -18,7 +18,7 @@ from vllm_proxy.common.settings.load import (
 )
 from vllm_proxy.common.settings.lora import Lora, LoraPreload, RuntimeResolver, SglangLora, VllmLora
 from vllm_proxy.common.settings.schema import Settings
-from vllm_proxy.common.settings.services import Auth, Edge, Grpc, Logs, Nginx, Router
+from vllm_proxy.common.settings.services import Auth, Edge, Grpc, GrpcTls, Logs, Nginx, Router
 from vllm_proxy.common.settings.tracing import Tracing
 
 #: The environment variable that holds the token services show each other. Needed once a gRPC listener leaves
@@ -38,6 +38,7 @@ __all__ = [
     "EngineProcess",
     "EngineSection",
     "Grpc",
+    "GrpcTls",
     "INTERNAL_TOKEN_VARIABLE",
     "LaunchMode",
     "LoadedSettings",

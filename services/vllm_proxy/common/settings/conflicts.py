@@ -30,6 +30,11 @@ def conflicts(settings: Settings, root: Path) -> Iterator[str]:
         yield f"log_levels.{service}: there is no such service, only {', '.join(services)}"
     if bool(settings.nginx.tls_certificate) != bool(settings.nginx.tls_key):
         yield "nginx.tls_certificate, nginx.tls_key: both or none"
+    tls = settings.grpc.tls
+    if len({bool(path) for path in (tls.certificate, tls.key, tls.ca)}) > 1:
+        yield "grpc.tls.certificate, grpc.tls.key, grpc.tls.ca: all or none"
+    if tls.certificate and "," in settings.auth.address and not tls.server_name:
+        yield "grpc.tls.server_name: the addresses in auth.address are dialled as one: say what their certificates name"
     if "," in settings.auth.address and settings.auth.store.startswith("sqlite:"):
         yield "auth.address: several replicas need a store that they share: set auth.store to the URL of a Redis"
     if settings.auth.admission_wait_ms > settings.max_admission_wait_ms:

@@ -127,6 +127,19 @@ class Router(Section):
     """How long a stop may take."""
 
 
+class GrpcTls(Section):
+    """Mutual TLS between services, on every listener that is no Unix socket. All three files, or none."""
+
+    certificate: Path | None = None
+    """This machine's certificate, PEM, the chain included; it is shown to callers and to those who are called."""
+    key: Path | None = None
+    """Its key, PEM."""
+    ca: Path | None = None
+    """The CA that every service's certificate must be of, PEM."""
+    server_name: str | None = None
+    """The name in every service's certificate; null: each has the host of the address that it is dialled by."""
+
+
 class Grpc(Section):
     max_message_bytes: Annotated[int, Field(ge=2 * 1024 * 1024)] = 64 * 1024 * 1024
     """The largest gRPC message that is accepted. Session batches stay at or under 1 MiB."""
@@ -140,6 +153,7 @@ class Grpc(Section):
     """The first pause before a broken connection is tried again; doubled after each failure."""
     reconnect_max_s: PositiveSeconds = 2.0
     """The longest such pause."""
+    tls: GrpcTls = GrpcTls()
 
 
 class Logs(Section):
