@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from tests.support.cluster import Cluster
+    from tests.support.otlp_collector import OtlpCollector
 
 #: Folders whose tests need a real engine: its start takes most of a minute, longer on a busy machine.
 WITH_ENGINE = ("tests/engine/", "tests/parity/", "tests/system/")
@@ -48,7 +49,7 @@ def _engine_of(nodeid: str) -> str:
     for column in COLUMNS:
         if f"[{column.name}" in nodeid:
             return column.engine
-    shared = ("tests/parity/", "tests/system/test_gateway.py")
+    shared = ("tests/parity/", "tests/system/test_gateway.py", "tests/system/test_engine_spans.py")
     return "gateway" if nodeid.startswith(shared) else nodeid.partition("::")[0]
 
 
@@ -59,8 +60,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def gateway() -> Iterator[Cluster]:
+def collector() -> Iterator[OtlpCollector]:
+    """Where the gateway's spans go."""
+    from tests.support.otlp_collector import OtlpCollector
+
+    with OtlpCollector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def gateway(collector: OtlpCollector) -> Iterator[Cluster]:
     from tests.real_gateway import real_gateway
 
-    with real_gateway() as cluster:
+    with real_gateway(collector.endpoint) as cluster:
         yield cluster

@@ -22,12 +22,13 @@ FLAGS = (
 LORA = {"max_lora_rank": 8, "max_loras": 2, "max_cpu_loras": 3}
 
 
-def real_gateway() -> Cluster:
-    """Not started yet; no adapter is loaded."""
+def real_gateway(trace_endpoint: str) -> Cluster:
+    """Not started yet; no adapter is loaded. Requests are traced if their client asks for it."""
     require_model(ENGINE_PYTHON)
     config = {
         "engine_hosts": {"vllm": {"engine": "vllm"}},
         "vllm_port": 0,
+        "tracing": {"endpoint": trace_endpoint, "sample_ratio": 0, "export_interval_s": 0.5},
         "vllm": {
             "start_cmd": f"python -m vllm.entrypoints.openai.api_server {FLAGS}",
             "extra_env": ENVIRONMENT,
