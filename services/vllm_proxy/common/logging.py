@@ -15,11 +15,6 @@ from typing import Any, TextIO
 
 import orjson
 
-#: The lines of requests wait so long to be made and written together: at once, each would hold up an answer. A process
-#: that is killed loses what waits.
-REQUEST_LINES_DELAY_S = 0.005
-#: When it was logged, by which logger, the event and its fields.
-_Unformatted = tuple[float, str, str, dict[str, Any]]
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -69,18 +64,16 @@ class JsonFormatter(logging.Formatter):
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Writes the lines of one turn of the event loop with one system call, those of requests a little later; a warning,
-    and whatever is logged outside a loop, at once."""
+    """Writes the lines of one turn of the event loop with one system call; a warning, and whatever is logged outside
+    a loop, at once."""
 
     def __init__(self, stream: TextIO, formatter: JsonFormatter) -> None:
         super().__init__(stream)
         self.setFormatter(formatter)
         self._formatter = formatter
-        self._lines: list[str | _Unformatted] = []
-        #: Where `flush` is due to be called in the next turn.
+        self._lines: list[str] = []
+        #: Where `flush` is due to be called.
         self._due_in: asyncio.AbstractEventLoop | None = None
-        #: Where it is due to be called within REQUEST_LINES_DELAY_S.
-        self._due_later_in: asyncio.AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -91,14 +84,9 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self._written(urgent=record.levelno >= logging.WARNING)
 
     def emit_fields(self, logger: str, event: str, fields: dict[str, Any]) -> None:
-        """`emit` for a line of `log_fields`, without a record. `fields` is not copied."""
-        self._lines.append((time.time(), logger, event, fields))
-        loop = asyncio._get_running_loop()
-        if loop is None:
-            self.flush()
-        elif self._due_later_in is not loop:
-            self._due_later_in = loop
-            loop.call_later(REQUEST_LINES_DELAY_S, self._flush_later)
+        """`emit` for a line of `log_fields`, without a record."""
+        self._lines.append(self._formatter.line(time.time(), logger, event, fields))
+        self._written(urgent=False)
 
     def _written(self, *, urgent: bool) -> None:
         # get_running_loop without the exception; asyncio documents it for code like this.
@@ -109,26 +97,13 @@ class LineHandler(logging.StreamHandler[TextIO]):
             self._due_in = loop
             loop.call_soon(self.flush)
 
-    def _flush_later(self) -> None:
-        self._due_later_in = None
-        self.flush()
-
     def flush(self) -> None:
         with self.lock or nullcontext():
             self._due_in = None
             lines, self._lines = self._lines, []
             if lines:
-                self.stream.write(
-                    "".join([f"{line if type(line) is str else self._formatted(line)}\n" for line in lines])
-                )
+                self.stream.write("\n".join(lines) + "\n")
             super().flush()
-
-    def _formatted(self, line: Any) -> str:
-        try:
-            return self._formatter.line(*line)
-        except Exception:
-            created, logger, event, _ = line
-            return self._formatter.line(created, logger, event, {"detail": "its fields cannot be written"})
 
 
 #: What records at INFO have in common. Any handler's formatter may ask for any of it.

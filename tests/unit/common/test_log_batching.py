@@ -8,9 +8,8 @@ import logging
 import threading
 
 import pytest
-from tests.support.wait import eventually
 
-from vllm_proxy.common.logging import JsonFormatter, LineHandler
+from vllm_proxy.common.logging import JsonFormatter, LineHandler, log_fields
 
 
 class Stream(io.StringIO):
@@ -44,24 +43,11 @@ def test_outside_a_loop_a_line_is_written_at_once(stream: Stream, log: logging.L
 
 async def test_lines_of_one_turn_are_one_write(stream: Stream, log: logging.Logger) -> None:
     for number in range(100):
-        log.info(str(number))
+        log_fields(log, str(number), {"n": number})
     assert stream.writes == 0
     await asyncio.sleep(0)
     assert stream.writes == 1
     assert stream.events == [str(number) for number in range(100)]
-
-
-async def test_lines_of_requests_wait_for_more_but_pass_no_other(stream: Stream, log: logging.Logger) -> None:
-    handler = log.handlers[0]
-    assert isinstance(handler, LineHandler)
-    for number in range(3):
-        handler.emit_fields("a", str(number), {"n": number})
-        await asyncio.sleep(0)
-    assert stream.writes == 0
-    await eventually(lambda: stream.writes == 1, "the lines written")
-    handler.emit_fields("a", "3", {"n": 3})
-    log.warning("4")
-    assert stream.events == [str(number) for number in range(5)]
 
 
 async def test_a_warning_takes_what_waits_along_at_once(stream: Stream, log: logging.Logger) -> None:
