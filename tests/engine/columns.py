@@ -16,6 +16,8 @@ from tests.support.process import ENGINE_PYTHON, SGLANG_CPU_STUB, SGLANG_PYTHON
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models/smollm2-135m-instruct"
+#: Requests that each engine computes at once.
+PLACES = 32
 #: How long a change of load may take to be seen from outside.
 ASKED_S = 2.0
 #: The name that every column serves the demo model under.
@@ -61,6 +63,7 @@ class Column:
 VLLM_COMMAND = (
     f"python -m vllm.entrypoints.openai.api_server --model {MODEL} --served-model-name {BASE}"
     " --dtype bfloat16 --max-model-len 1024 --max-num-seqs 32 --enforce-eager --disable-log-requests"
+    " --scheduling-policy priority"
 )
 #: Cached tokens are told over HTTP only if asked for.
 VLLM_CLI_COMMAND = f"{VLLM_COMMAND} --enable-prompt-tokens-details"
@@ -76,6 +79,7 @@ VLLM_SECTION = {"extra_env": VLLM_ENVIRONMENT}
 SGLANG_COMMAND = (
     f"python -m sglang.launch_server --model-path {MODEL} --served-model-name {BASE} --dtype bfloat16"
     " --context-length 1024 --max-running-requests 32 --max-total-tokens 32768"
+    " --enable-priority-scheduling"
 )
 SGLANG_ENVIRONMENT = {"HF_HUB_OFFLINE": 1}
 SGLANG_PATH = ""

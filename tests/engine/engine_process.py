@@ -2,7 +2,8 @@
 
 Runs in the environment that its engine wants: `python engine_process.py CONFIG NAME`. The host is the real one; nobody
 answers it as auth or router. Its application is served besides on a port of its own, which the file `port` names, with
-the routes of the engine's own port. Each request is metered under its `x-test-id`. For tests there is `GET /test/state`
+the routes of the engine's own port. Each request is metered under its `x-test-id` and has the priority in its
+`x-test-priority`, as that of a key. For tests there is `GET /test/state`
 (the host's state, the registry's adapters, what the engine itself holds, its limits), `GET /test/load`,
 `GET /test/meter?id=X` and `POST /test/generate` (the typed interface; model, prompt, max_tokens, temperature).
 """
@@ -25,6 +26,7 @@ from vllm_proxy.common.settings import enter_root, load_settings
 from vllm_proxy.engine_host import native_http
 from vllm_proxy.engine_host.config import host_config
 from vllm_proxy.engine_host.engines.base import EngineDied, GenerateParameters, UsageMeter, current_meter
+from vllm_proxy.engine_host.engines.priority import current_priority
 from vllm_proxy.engine_host.server import HostService
 
 
@@ -46,6 +48,9 @@ class TestApp:
         meter = UsageMeter()
         if test_id is not None:
             self._meters[test_id.decode()] = meter
+        priority = dict(scope.get("headers", ())).get(b"x-test-priority")
+        if priority is not None:
+            current_priority.set(int(priority))
         token = current_meter.set(meter)
         try:
             await self._engine.app(scope, receive, send)

@@ -74,7 +74,7 @@ class RunningEngine:
         lora: dict[str, Any] = {"max_lora_rank": 8, "max_loras": 2, "allowed_roots": ["adapters"]}
         config = {
             f"{column.kind}_port": self.engine_port,
-            "engine_http": {"poll_s": 0.2},
+            "engine_http": {"poll_s": 0.2, "priority_order": "low_first" if column.kind == "vllm" else "high_first"},
             "engine_host": {"adapter_drain_timeout_s": 60},
             "engine_hosts": {column.kind: {"engine": column.kind}},
         }
