@@ -13,6 +13,7 @@ WAITING = 12
 
 
 @pytest.mark.row("a key's priority orders what waits")
+@pytest.mark.one_host
 async def test_a_high_class_passes_those_that_wait(client: EngineClient) -> None:
     ended: list[str] = []
 
