@@ -159,7 +159,7 @@ async def test_native_answers_have_vllms_words(client: EngineClient) -> None:
 @pytest.mark.row("load and unload under traffic")
 async def test_unloading_waits_for_running_requests(client: EngineClient) -> None:
     await client.load_adapter("pirate", "adapters/pirate")
-    body = client.chat_body("pirate", max_tokens=60, ignore_eos=True, n=2, temperature=1)
+    body = client.chat_body("pirate", max_tokens=160, ignore_eos=True, n=2, temperature=1)
     running = [asyncio.create_task(client.metered("/v1/chat/completions", body)) for _ in range(4)]
 
     async def all_running() -> bool:
@@ -173,7 +173,7 @@ async def test_unloading_waits_for_running_requests(client: EngineClient) -> Non
     await eventually(forgotten, "new requests refused")
     assert not unloading.done()
     for _, usage in await asyncio.gather(*running):
-        assert usage["completion_tokens"] == 120
+        assert usage["completion_tokens"] == 320
     assert (await unloading).status_code == 200
     assert (await client.state())["engine_holds"] == []
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 #: Standard among Prometheus clients; another value means another process.
 _PROCESS_START = "process_start_time_seconds"
+_OF_ONE_PRIORITY = re.compile(rb'[{,]priority="[^"]')
 
 
 class EngineWatch:
@@ -133,12 +135,13 @@ def _card(row: dict[str, Any]) -> ModelCard:
 
 
 def _values(text: bytes, names: Sequence[str]) -> list[list[float]]:
-    """The values of each metric, one for each set of labels, from Prometheus' text format."""
+    """The values of each metric, one for each set of labels, from Prometheus' text format. Those of one priority are
+    left out: SGLang tells them beside the total, whose label is empty."""
     wanted = {name.encode(): i for i, name in enumerate(names)}
     values: list[list[float]] = [[] for _ in names]
     for line in text.splitlines():
         place = wanted.get(line.partition(b" ")[0].partition(b"{")[0])
-        if place is not None:
+        if place is not None and not _OF_ONE_PRIORITY.search(line):
             try:
                 values[place].append(float(line.rpartition(b" ")[2]))
             except ValueError:

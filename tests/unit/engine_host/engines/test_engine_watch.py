@@ -67,6 +67,17 @@ async def test_models_and_load() -> None:
     assert await bench.watch.version() == "0.32.1"
 
 
+async def test_the_total_counts_and_not_again_what_each_priority_has_of_it() -> None:
+    bench = Bench()
+    running = "vllm:num_requests_running"
+    rows = [
+        f'{running}{{a="b",priority="{priority}"}} {value}' for priority, value in (("", 5), ("-3", 4), ("None", 1))
+    ]
+    bench.pool.answers["/metrics"] = (200, "\n".join(rows).encode())
+    await bench.watch.look()
+    assert bench.watch.load == EngineLoad(running=5)
+
+
 async def test_an_engine_without_metrics_is_asked_for_them_once() -> None:
     bench = Bench()
     bench.pool.answers["/metrics"] = (404, b"")
