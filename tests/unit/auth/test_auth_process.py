@@ -98,7 +98,7 @@ def test_from_the_first_start_to_the_end(auth: Auth) -> None:
     assert auth.admit(local=False).reason == "INVALID_API_KEY"
     settled, running = auth.admit(), auth.admit()
     assert auth.settle(settled.lease_id).applied
-    # Lines are written a few milliseconds after the answers, and those of a process that is killed are lost.
+    # A line is written at the end of the loop's turn, which may be after its answer.
     wait_until(lambda: '"settled"' in auth.log.read_text(), "the settlement is logged", DEADLINE_S)
     assert auth.end(signal.SIGKILL) == -signal.SIGKILL
 

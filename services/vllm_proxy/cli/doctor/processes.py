@@ -65,6 +65,7 @@ def holders(inodes: Iterable[int]) -> Iterator[Process]:
     wanted = {f"socket:[{inode}]" for inode in inodes}
     for entry in _PROC.glob("[0-9]*"):
         try:
+            # A process may have thousands: names only, no Path for each.
             held = any(os.readlink(entry / "fd" / name) in wanted for name in os.listdir(entry / "fd"))  # noqa: PTH115, PTH208
         except OSError:
             continue
